@@ -1,0 +1,3 @@
+"""Freshet's data plane: Kafka in, Kafka out."""
+
+__version__ = "0.1.0"

@@ -1,9 +1,9 @@
 """What a process measures of itself: latency in log-scaled buckets, time by stage, memory.
 
 Every worker counts its latencies into the same fixed buckets, so that histograms of many workers and many
-seconds add up exactly; a mean of percentiles would mean nothing. Bounds follow the Renard series R10 (ten steps
-a decade, each about 1.26 times the last) from 0.1 ms to 100 s. A quantile is interpolated inside its bucket, so
-it is off by less than the bucket's width.
+seconds add up exactly; a mean of percentiles would mean nothing. Bounds follow the Renard series R10 (ten
+steps a decade, each about 1.26 times the last) from 0.1 ms to 100 s. A quantile is interpolated inside its
+bucket, so it is off by less than the bucket's width.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ _BOUNDS_ARRAY = np.asarray(LATENCY_BOUNDS_MS)
 class LatencyHistogram:
     """Counts of latencies in ms by fixed, log-scaled bucket; two of them merge without loss.
 
-    A latency below 0 (a producer's clock runs ahead) counts in the first bucket, so that counts stay complete.
+    A latency below 0 (a producer's clock runs ahead) counts in the first bucket, so counts stay complete.
 
     >>> histogram = LatencyHistogram()
     >>> for ms in (1.0, 2.0, 2.0, 40.0):
@@ -161,7 +161,7 @@ class _Stage:
 
 
 class StageClock:
-    """Seconds spent by stage, in one thread. Stages nest when named differently; the outer counts the inner too.
+    """Seconds spent by stage, in one thread. Stages of different names nest; the outer counts the inner too.
 
     >>> clock = StageClock()
     >>> with clock.stage("score"):

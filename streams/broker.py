@@ -1,7 +1,7 @@
-"""The embedded broker: Apache Kafka 4 (KRaft, one node) as a process of its own, for the demo, tests and first steps.
+"""The embedded broker: Apache Kafka 4 (KRaft, one node) as a process of its own, for first steps and tests.
 
-It is a convenience, never a special case: whoever has the address talks to it as to any other Kafka. It listens on
-loopback only, keeps everything in one folder, and outlives the caller unless it is told not to.
+It is a convenience, never a special case: whoever has the address talks to it as to any other Kafka. It
+listens on loopback only, keeps everything in one folder, and outlives the caller unless it is told not to.
 """
 
 from __future__ import annotations
@@ -120,8 +120,8 @@ def _is_free(port: int) -> bool:
 
 
 def _properties(data_dir: Path, port: int, controller_port: int) -> str:
-    """`server.properties` of one node that is broker and controller; what it says differs from Kafka's default on
-    purpose: few internal partitions start fast, and a dead worker's transaction is aborted within a second."""
+    """`server.properties` of one node that is broker and controller; where it differs from Kafka's
+    defaults: few internal partitions start fast, and a dead worker's transaction is aborted within a second."""
     values: dict[str, object] = {
         "process.roles": "broker,controller",
         "node.id": 1,
@@ -204,8 +204,9 @@ def _prepare(java: Java, libs: Path, data_dir: Path, port: int, controller_port:
     done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=READY_S)
     if done.returncode:
         raise EmbeddedBrokerError(
-            f"formatting {data_dir} failed with exit code {done.returncode}: {' '.join((done.stdout + done.stderr).split())}."
-            " Empty that folder, or name another with --data-dir."
+            f"formatting {data_dir} failed with exit code {done.returncode}:"
+            f" {' '.join((done.stdout + done.stderr).split())}. Empty that folder, or name another with"
+            " --data-dir."
         )
     return properties
 
@@ -298,15 +299,18 @@ def start_broker(
     """Start the embedded broker and return once it answers.
 
     Args:
-        data_dir: where it keeps everything; formatted when empty, taken up again otherwise. Default: `kafka/data` in
-            the state folder when remembered, else a new temporary folder, which `stop_broker` does not remove.
+        data_dir: where it keeps everything; formatted when empty, taken up again otherwise. Default:
+            `kafka/data` in the state folder when remembered, else a new temporary folder, which `stop_broker`
+            does not remove.
         port: default 9092 if it is free and the broker is remembered, else a free one.
-        remember: be the machine's one broker that `freshet kafka stop` knows; if that runs already, it is returned.
+        remember: be the machine's one broker that `freshet kafka stop` knows; if that runs already, it is
+            returned.
         progress: told in words what takes long.
         die_with_parent: on Linux, let the kernel kill the broker when the thread that called this ends.
 
     Raises:
-        EmbeddedBrokerError: Java, Maven or the jars are missing, or the broker did not come up; says what it logged.
+        EmbeddedBrokerError: Java, Maven or the jars are missing, or the broker did not come up; says what it
+            logged.
     """
     if remember and (known := running_broker()) is not None:
         return known
@@ -331,8 +335,9 @@ def start_broker(
         if port or "BindException" not in said:
             break
     raise EmbeddedBrokerError(
-        f"the embedded broker in {data_dir} did not come up on {HOST}:{chosen}; its log ends: {said[-2000:]}. Free the"
-        " port or name another with --port; if the folder is damaged, name another with --data-dir."
+        f"the embedded broker in {data_dir} did not come up on {HOST}:{chosen}; its log ends:"
+        f" {said[-2000:]}. Free the port or name another with --port; if the folder is damaged, name another"
+        " with --data-dir."
     )
 
 
@@ -362,8 +367,8 @@ def _wait_gone(info: BrokerInfo, timeout_s: float) -> bool:
 def stop_broker(info: BrokerInfo | None = None, *, now: bool = False, remove_data: bool = False) -> bool:
     """Stop a broker (default: the remembered one) and tell whether there was one to stop.
 
-    It is asked (SIGTERM) and after 20 s killed; `now` kills at once, for data that is thrown away. The process is
-    known by pid and start time, so a stranger who got the pid later is never touched.
+    It is asked (SIGTERM) and after 20 s killed; `now` kills at once, for data that is thrown away. The
+    process is known by pid and start time, so a stranger who got the pid later is never touched.
     """
     target = info or running_broker()
     if target is None:

@@ -138,22 +138,22 @@ def _maven(pom: Path, into: Path, java: Java) -> None:
         )
     except subprocess.TimeoutExpired as error:
         raise EmbeddedBrokerError(
-            f"`{' '.join(command)}` was not done after {FETCH_TIMEOUT_S:g} s. Check the network and Maven's settings"
-            f" (~/.m2/settings.xml), {ELSEWHERE}."
+            f"`{' '.join(command)}` was not done after {FETCH_TIMEOUT_S:g} s. Check the network and Maven's"
+            f" settings (~/.m2/settings.xml), {ELSEWHERE}."
         ) from error
     if done.returncode:
         said = " ".join(done.stdout.split())[-1500:]
         raise EmbeddedBrokerError(
-            f"`{' '.join(command)}` ended with exit code {done.returncode}: {said} Check the network and Maven's"
-            f" settings (~/.m2/settings.xml), {ELSEWHERE}."
+            f"`{' '.join(command)}` ended with exit code {done.returncode}: {said} Check the network and"
+            f" Maven's settings (~/.m2/settings.xml), {ELSEWHERE}."
         )
 
 
 def kafka_jars(java: Java, progress: Progress | None = None) -> Path:
     """The folder with Kafka's jars, fetched if it is not there yet.
 
-    It stands under the state folder as `kafka/<version>-<digest of the pom>/libs`: Maven writes beside it and the whole
-    is renamed, so a folder of that name is always complete, however many processes start at once.
+    It stands under the state folder as `kafka/<version>-<digest of the pom>/libs`: Maven writes beside it and
+    the whole is renamed, so a folder of that name is always complete, however many processes start at once.
 
     Raises:
         EmbeddedBrokerError: Maven is missing or failed.

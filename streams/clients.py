@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 from struct import iter_unpack
-from typing import Any
+from typing import Any, TypeVar
 
 from confluent_kafka import Consumer, KafkaException, Producer
 from confluent_kafka.admin import AdminClient
@@ -36,6 +36,7 @@ __all__ = [
 log = logging.getLogger("freshet.kafka")
 
 Config = dict[str, Any]
+T = TypeVar("T")
 
 PARTITIONERS = ("murmur2_random", "murmur2")
 """The values of librdkafka's `partitioner` that put a key where Java's default does."""
@@ -50,7 +51,7 @@ _ALIASES = {
     "max.in.flight": "max.in.flight.requests.per.connection",
     "fetch.message.max.bytes": "max.partition.fetch.bytes",
 }
-"""librdkafka takes both names of these; one is kept, so that a user's key replaces a default, not races it."""
+"""librdkafka takes both names of these; one is kept, so that a user's key replaces a default."""
 
 _PRODUCER_ONLY = (
     "acks", "batch.", "compression.", "delivery.", "dr_", "enable.gapless", "enable.idempotence", "linger.",
@@ -62,7 +63,7 @@ _CONSUMER_ONLY = (
     "enable.partition.eof", "fetch.", "group.", "heartbeat.", "isolation.level", "max.partition.fetch.bytes",
     "max.poll.", "offset.store.", "partition.assignment.", "queued.", "session.timeout.ms",
 )  # fmt: skip
-"""Prefixes of the keys that only one kind of client reads; the other kind warns of each, so it is spared them."""
+"""Prefixes of the keys that one kind of client reads; the other kind warns of each, so it is spared them."""
 
 
 def _user_keys(settings: Settings, without: tuple[str, ...]) -> Config:
@@ -83,8 +84,9 @@ def _require(user: Mapping[str, Any], required: Mapping[str, tuple[Any, str]]) -
     for key, (value, why) in required.items():
         if key in user and _text(user[key]) != _text(value):
             raise SettingsError(
-                f"setting [kafka] {key} = {user[key]!r}: Freshet needs {value!r} here, because {why}. Remove the"
-                f" key from [kafka] and from the environment (FRESHET_KAFKA__{key.upper().replace('.', '_')})."
+                f"setting [kafka] {key} = {user[key]!r}: Freshet needs {value!r} here, because {why}. Remove"
+                " the key from [kafka] and from the environment"
+                f" (FRESHET_KAFKA__{key.upper().replace('.', '_')})."
             )
     return {key: value for key, (value, _) in required.items()}
 
@@ -177,8 +179,9 @@ def tail_consumer_config(
 ) -> Config:
     """Configuration of a consumer that is given its partitions with `assign` and belongs to no group.
 
-    librdkafka wants a group id all the same; nothing is ever committed under it. With `auto_offset_reset="error"`
-    an offset that retention has removed comes out of `consume` as `_AUTO_OFFSET_RESET`, not as a jump.
+    librdkafka wants a group id all the same; nothing is ever committed under it. With
+    `auto_offset_reset="error"` an offset that retention has removed comes out of `consume` as
+    `_AUTO_OFFSET_RESET`, not as a jump.
     """
     _refuse_own_names(settings)
     user = {
@@ -229,7 +232,7 @@ def producer_config(settings: Settings, *, transactional_id: str | None = None) 
     return {**config, **user, **_require(user, {"enable.idempotence": (True, once), "acks": ("all", once)})}
 
 
-def _build(kind: type[Any], config: Config) -> Any:
+def _build(kind: Callable[..., T], config: Config) -> T:
     try:
         return kind(config, logger=log)
     except KafkaException as error:

@@ -1,0 +1,227 @@
+"""Create, describe and check the topics of `streams.topics` on a broker (`freshet topics
+create|describe`)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+from confluent_kafka import KafkaError, KafkaException, TopicCollection, TopicPartition
+from confluent_kafka.admin import (
+    AdminClient,
+    ConfigResource,
+    ConfigSource,
+    NewTopic,
+    OffsetSpec,
+    TopicDescription,
+)
+
+from streams.clients import admin
+from streams.errors import BrokerUnavailableError, TopicLayoutError
+from streams.settings import Settings
+from streams.topics import CO_PARTITIONED, TOPICS
+
+__all__ = ["TopicReport", "check_layout", "create_topics", "describe_topics"]
+
+TIMEOUT_S = 30.0
+
+
+class TopicReport(msgspec.Struct, frozen=True, kw_only=True):
+    """What `create_topics` found or did: `status` is `created`, `exists` or `differs`, `differences` say in
+    what."""
+
+    topic: str
+    name: str
+    status: str
+    partitions: int
+    differences: list[str] = []
+
+
+def _unavailable(settings: Settings, error: KafkaException) -> BrokerUnavailableError:
+    return BrokerUnavailableError(
+        f"the broker at {settings.bootstrap_servers} did not carry out a topic request:"
+        f" {error.args[0].str()}. Check that it runs and that this user may create and describe topics"
+        " (`freshet doctor`)."
+    )
+
+
+def _describe(client: AdminClient, settings: Settings) -> dict[str, TopicDescription]:
+    """Descriptions of the topics of the table that exist, by table name."""
+    names = {settings.names[topic]: topic for topic in TOPICS}
+    futures = client.describe_topics(TopicCollection(list(names)), request_timeout=TIMEOUT_S)
+    found: dict[str, TopicDescription] = {}
+    for name, future in futures.items():
+        try:
+            found[names[name]] = future.result()
+        except KafkaException as error:
+            if error.args[0].code() != KafkaError.UNKNOWN_TOPIC_OR_PART:
+                raise _unavailable(settings, error) from error
+    return found
+
+
+def _configs(client: AdminClient, settings: Settings, topics: list[str]) -> dict[str, dict[str, str]]:
+    """What is set on each topic itself, not inherited from the broker; by table name."""
+    resources = {ConfigResource(ConfigResource.Type.TOPIC, settings.names[topic]): topic for topic in topics}
+    own: dict[str, dict[str, str]] = {}
+    for resource, future in client.describe_configs(list(resources), request_timeout=TIMEOUT_S).items():
+        try:
+            entries = future.result()
+        except KafkaException as error:
+            raise _unavailable(settings, error) from error
+        dynamic = ConfigSource.DYNAMIC_TOPIC_CONFIG.value
+        own[resources[resource]] = {key: e.value for key, e in sorted(entries.items()) if e.source == dynamic}
+    return own
+
+
+def _order(policy: str) -> str:
+    """`cleanup.policy` is a set: brokers give `compact,delete` back in either order."""
+    return ",".join(sorted(policy.split(",")))
+
+
+def _differences(topic: str, partitions: int, wanted: int, config: dict[str, str]) -> list[str]:
+    found = [] if partitions == wanted else [f"{partitions} partitions, settings say {wanted}"]
+    for key, value in TOPICS[topic].config.items():
+        actual = config.get(key)
+        if actual is None or _order(actual) != _order(value):
+            found.append(f"{key} is {actual if actual is not None else 'not set'}, Freshet's is {value}")
+    return found
+
+
+def _create(client: AdminClient, settings: Settings, missing: list[str]) -> set[str]:
+    """Create topics; returns those that this call made (another process may be first)."""
+    new = [
+        NewTopic(
+            settings.names[topic],
+            num_partitions=TOPICS[topic].partitions(settings.topics.partitions),
+            replication_factor=settings.topics.replication_factor,
+            config=TOPICS[topic].config,
+        )
+        for topic in missing
+    ]
+    made: set[str] = set()
+    if not new:
+        return made
+    futures = client.create_topics(new, operation_timeout=TIMEOUT_S, request_timeout=TIMEOUT_S)
+    for topic in missing:
+        try:
+            futures[settings.names[topic]].result()
+        except KafkaException as error:
+            if error.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:
+                raise _unavailable(settings, error) from error
+        else:
+            made.add(topic)
+    return made
+
+
+def create_topics(settings: Settings) -> list[TopicReport]:
+    """Make the topics that are missing and leave the others as they are; one report per topic of the table.
+
+    Raises:
+        BrokerUnavailableError: the broker does not answer, or refuses.
+    """
+    client = admin(settings)
+    before = _describe(client, settings)
+    made = _create(client, settings, [topic for topic in TOPICS if topic not in before])
+    others = [topic for topic in TOPICS if topic not in made]
+    descriptions = _describe(client, settings) if len(others) > len(before) else before
+    configs = _configs(client, settings, others) if others else {}
+    reports = []
+    for topic, spec in TOPICS.items():
+        wanted = spec.partitions(settings.topics.partitions)
+        count, differences = wanted, []
+        if topic not in made:
+            count = len(descriptions[topic].partitions)
+            differences = _differences(topic, count, wanted, configs[topic])
+        status = "created" if topic in made else "differs" if differences else "exists"
+        reports.append(
+            TopicReport(
+                topic=topic,
+                name=settings.names[topic],
+                status=status,
+                partitions=count,
+                differences=differences,
+            )
+        )
+    return reports
+
+
+def _offsets(
+    client: AdminClient, settings: Settings, counts: dict[str, int], spec: OffsetSpec
+) -> dict[str, int]:
+    """Sum over partitions of the earliest or latest offset, by table name."""
+    wanted = {
+        TopicPartition(settings.names[topic], partition): spec
+        for topic, count in counts.items()
+        for partition in range(count)
+    }
+    names = {settings.names[topic]: topic for topic in counts}
+    sums = dict.fromkeys(counts, 0)
+    for partition, future in client.list_offsets(wanted, request_timeout=TIMEOUT_S).items():
+        try:
+            sums[names[partition.topic]] += future.result().offset
+        except KafkaException as error:
+            raise _unavailable(settings, error) from error
+    return sums
+
+
+def describe_topics(settings: Settings) -> list[dict[str, Any]]:
+    """Every topic of the table as it stands: `exists`, partitions, own configuration, id, watermarks summed.
+
+    Raises:
+        BrokerUnavailableError: the broker does not answer, or refuses.
+    """
+    client = admin(settings)
+    found = _describe(client, settings)
+    counts = {topic: len(description.partitions) for topic, description in found.items()}
+    configs = _configs(client, settings, list(found)) if found else {}
+    low = _offsets(client, settings, counts, OffsetSpec.earliest()) if found else {}
+    high = _offsets(client, settings, counts, OffsetSpec.latest()) if found else {}
+    return [
+        {
+            "topic": topic,
+            "name": settings.names[topic],
+            "exists": topic in found,
+            "partitions": counts.get(topic, 0),
+            "topic_id": str(found[topic].topic_id) if topic in found else None,
+            "config": configs.get(topic, {}),
+            "low_watermarks": low.get(topic, 0),
+            "high_watermarks": high.get(topic, 0),
+            "key": spec.key,
+            "written_by": spec.written_by,
+            "holds": spec.holds,
+        }
+        for topic, spec in TOPICS.items()
+    ]
+
+
+def check_layout(settings: Settings) -> dict[str, int]:
+    """Partition counts by table name, when all topics exist and the co-partitioned ones agree.
+
+    Raises:
+        TopicLayoutError: topics are missing, or co-partitioned topics differ; says which, and what to do.
+        BrokerUnavailableError: the broker does not answer, or refuses.
+    """
+    found = _describe(admin(settings), settings)
+    counts = {topic: len(description.partitions) for topic, description in found.items()}
+    missing = [settings.names[topic] for topic in TOPICS if topic not in counts]
+    if missing:
+        raise TopicLayoutError(
+            f"topics missing at {settings.bootstrap_servers}: {', '.join(missing)}. Make them with `freshet"
+            f" topics create` (settings [topics] partitions = {settings.topics.partitions})."
+        )
+    if len({counts[topic] for topic in CO_PARTITIONED}) > 1:
+        listed = ", ".join(f"{settings.names[topic]} has {counts[topic]}" for topic in CO_PARTITIONED)
+        raise TopicLayoutError(
+            f"co-partitioned topics differ in their partition counts: {listed}. A user must be the same"
+            " partition number in each: stop the workers, create topics of one count under a new [topics]"
+            " prefix, copy the records there by key with a murmur2 producer, and start the workers on the"
+            " new prefix."
+        )
+    learning = TOPICS["interactions"].partitions(settings.topics.partitions)
+    if counts["interactions"] != learning:
+        raise TopicLayoutError(
+            f"{settings.names['interactions']} has {counts['interactions']} partitions and must have"
+            f" {learning}: the learning log is one total order. Use a new [topics] prefix, or delete the"
+            " topic and create it again before first use."
+        )
+    return counts

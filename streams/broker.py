@@ -120,8 +120,11 @@ def _is_free(port: int) -> bool:
 
 
 def _properties(data_dir: Path, port: int, controller_port: int) -> str:
-    """`server.properties` of one node that is broker and controller; where it differs from Kafka's
-    defaults: few internal partitions start fast, and a dead worker's transaction is aborted within a second."""
+    """`server.properties` of one node that is broker and controller.
+
+    Where it differs from Kafka's defaults: few internal partitions, which start fast, and a dead worker's
+    transaction aborted within a second.
+    """
     values: dict[str, object] = {
         "process.roles": "broker,controller",
         "node.id": 1,

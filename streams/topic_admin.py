@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 from confluent_kafka import KafkaError, KafkaException, TopicCollection, TopicPartition
-from confluent_kafka.admin import (
+from confluent_kafka.admin import (  # type: ignore[attr-defined]  # its re-exports are not marked
     AdminClient,
     ConfigResource,
     ConfigSource,
@@ -24,6 +24,8 @@ from streams.topics import CO_PARTITIONED, TOPICS
 __all__ = ["TopicReport", "check_layout", "create_topics", "describe_topics"]
 
 TIMEOUT_S = 30.0
+_EARLIEST: OffsetSpec = OffsetSpec.earliest()  # type: ignore[no-untyped-call]
+_LATEST: OffsetSpec = OffsetSpec.latest()  # type: ignore[no-untyped-call]
 
 
 class TopicReport(msgspec.Struct, frozen=True, kw_only=True):
@@ -174,8 +176,8 @@ def describe_topics(settings: Settings) -> list[dict[str, Any]]:
     found = _describe(client, settings)
     counts = {topic: len(description.partitions) for topic, description in found.items()}
     configs = _configs(client, settings, list(found)) if found else {}
-    low = _offsets(client, settings, counts, OffsetSpec.earliest()) if found else {}
-    high = _offsets(client, settings, counts, OffsetSpec.latest()) if found else {}
+    low = _offsets(client, settings, counts, _EARLIEST) if found else {}
+    high = _offsets(client, settings, counts, _LATEST) if found else {}
     return [
         {
             "topic": topic,

@@ -42,7 +42,7 @@ def _no_broker(reason: str) -> None:
 
 def _docker_answers() -> bool:
     try:
-        import docker
+        import docker  # type: ignore[import-untyped]
 
         client = docker.from_env(timeout=5)
         client.ping()

@@ -43,9 +43,10 @@ def dead_letter(
 ) -> tuple[bytes | None, bytes | None, list[Header]]:
     """Key, value and headers of the dead letter of `record`.
 
-    `events-dlq` takes records twice as large as `events` does, so everything fits. Where someone has raised
-    the limit of `events` alone, original headers are left out from the last on, and then the value is cut, until
-    it fits `max_bytes`; `freshet.errors.headers_dropped` (how many) and `.value_bytes` (full length) say so.
+    `events-dlq` takes records twice as large as `events` does, so everything fits. Where someone has
+    raised the limit of `events` alone, original headers are left out from the last on, and then the value
+    is cut, until it fits `max_bytes`. `freshet.errors.headers_dropped` (how many) and
+    `freshet.errors.value_bytes` (the full length) say so.
     """
     key, value = record.key(), record.value()
     original = list(record.headers() or ())

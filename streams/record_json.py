@@ -1,8 +1,9 @@
 """From a record's bytes to a JSON object, whatever the bytes are.
 
-Stricter than RFC 8259 asks and never surprised: size and depth are bounded before anything is parsed, and
-duplicate keys, which RFC 7493 (I-JSON) forbids and every parser reads in its own way, are found without a second
-parse in the usual case: a text with as many colons outside its strings as the record has keys repeats none.
+Stricter than RFC 8259 asks and never surprised: size and depth are bounded before anything is parsed.
+Duplicate keys, which RFC 7493 (I-JSON) forbids and every parser reads in its own way, are found without a
+second parse in the usual case: a text with as many colons outside its strings as the record has keys
+repeats none.
 """
 
 from __future__ import annotations
@@ -30,9 +31,9 @@ def parse_object(value: bytes, max_bytes: int, max_depth: int) -> dict[str, Any]
     """The JSON object in `value`.
 
     Raises:
-        InvalidRecordError: too_large, too_deep, not_utf8, invalid_json, invalid_number (beyond a double, or
-            an integer of thousands of digits), wrong_type (JSON, but no object) or duplicate_key; nothing else,
-            whatever the bytes.
+        InvalidRecordError: too_large, too_deep, not_utf8, invalid_json, invalid_number (beyond a double,
+            or an integer of thousands of digits), wrong_type (JSON, but no object) or duplicate_key; nothing
+            else, whatever the bytes.
     """
     if len(value) > max_bytes:
         raise InvalidRecordError(

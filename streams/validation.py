@@ -1,22 +1,32 @@
-"""Records as they come, to records that may be learned from: every type, length, range and time (DESIGN 4).
+"""Records as they come, to records that may be learned from: every type, length, range and time.
 
 `EventValidator.decode_*` takes what Kafka delivered and returns either the typed record or a `Rejected`: a
-bad record is data, never an exception. What is accepted is bounded, so no record can break the state that it goes
-into: ids are 1 to 256 bytes of UTF-8 without control characters, numbers are finite and |x| <= 1e12, maps and
-lists have limits.
+bad record is data, never an exception. What is accepted is bounded, so that no record can break the state
+that it goes into: `streams.field_checks` has the limits, docs/events.md tells them to producers.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterable
-from datetime import UTC, datetime, timedelta
+from collections.abc import Callable
 from hashlib import blake2b
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 
 from streams.events import Event, Item, Request, User
+from streams.field_checks import (
+    QUERY_BYTES,
+    catalogue_time,
+    check_id,
+    check_item,
+    check_key_is,
+    check_request,
+    check_text,
+    checked_map,
+    event_time,
+    key_id,
+    number,
+)
 from streams.record_json import parse_object
 from streams.rejects import InvalidRecordError, Reason, Rejected, RejectGuard
 
@@ -37,29 +47,8 @@ __all__ = [
     "newest_after",
 ]
 
-ID_BYTES = 256
-NUMBER_LIMIT = 1e12
-"""Largest |value|, |price|, |context number|: sums and squares of it stay far inside a double."""
-MAP_ENTRIES = 64
-MAP_TEXT_BYTES = 1024
-QUERY_BYTES = 1024
-TITLE_BYTES = 1024
-DESCRIPTION_BYTES = 65_536
-CATEGORIES = 100
-SESSION_ITEMS = 1000
-REQUEST_COUNT = 1000
-REQUEST_LIST = 10_000
-EMBEDDINGS = 8
-EMBEDDING_FLOATS = 4096
-EMBEDDING_LIMIT = 1e6
-YEAR_9999_MS = 253_402_300_799_999
-
-_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f]")
-_TEXT_CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
-"""In texts, unlike in ids, tab, line feed and carriage return are fine."""
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_MS = timedelta(milliseconds=1)
-_DateTime = Annotated[datetime, msgspec.Meta(tz=True)]
+NEEDED_FIELD = {"search": "query", "follow": "target_user_id", "retract": "retracts"}
+"""The field without which an event of a type says nothing; all other types need `item_id`."""
 _EVENT_FIELDS = frozenset(Event.__struct_fields__)
 
 T = TypeVar("T", Item, User, Request)
@@ -175,7 +164,7 @@ class EventValidator:
             raw = parse_object(value, self._max_bytes, self._max_depth)
             event = _event(raw)
             weight = self._check_event(event)
-            time_ms = _event_time(event.timestamp, kafka_time_ms + self._future_ms)
+            time_ms = event_time(event.timestamp, kafka_time_ms + self._future_ms)
             if newest_time_ms - time_ms > self._lateness_ms:
                 behind_s, bound_s = (newest_time_ms - time_ms) / 1000, self._lateness_ms / 1000
                 raise InvalidRecordError(
@@ -207,7 +196,7 @@ class EventValidator:
                 raise InvalidRecordError(Reason.TOMBSTONE, "null value; a request is an object")
             raw = parse_object(value, self._max_bytes, self._max_depth)
             request = _typed(raw, Request)
-            _check_request(request)
+            check_request(request)
             if request.user_id is not None:
                 self._check_key(key, request.user_id, partition)
         except InvalidRecordError as bad:
@@ -220,13 +209,13 @@ class EventValidator:
         """One record of `items`; a null value is the tombstone of the item that is its key."""
         try:
             if value is None:
-                return Tombstone(_key_id(key), partition, offset, kafka_time_ms)
+                return Tombstone(key_id(key), partition, offset, kafka_time_ms)
             raw = parse_object(value, self._max_bytes, self._max_depth)
             item = _typed(raw, Item)
-            _check_item(item)
-            published_ms = _catalogue_time("published_at", item.published_at)
-            expires_ms = _catalogue_time("expires_at", item.expires_at)
-            _check_key_is(key, item.item_id, "item_id")
+            check_item(item)
+            published_ms = catalogue_time("published_at", item.published_at)
+            expires_ms = catalogue_time("expires_at", item.expires_at)
+            check_key_is(key, item.item_id, "item_id")
         except InvalidRecordError as bad:
             return Rejected(bad.reason, bad.message, partition, offset, kafka_time_ms)
         unknown = _unknown(raw, Item)
@@ -238,11 +227,11 @@ class EventValidator:
         """One record of `users`; a null value is the tombstone that forgets the user who is its key."""
         try:
             if value is None:
-                return Tombstone(_key_id(key), partition, offset, kafka_time_ms)
+                return Tombstone(key_id(key), partition, offset, kafka_time_ms)
             raw = parse_object(value, self._max_bytes, self._max_depth)
             user = _typed(raw, User)
-            _check_id("user_id", user.user_id)
-            user.labels = _checked_map("labels", user.labels)
+            check_id("user_id", user.user_id)
+            user.labels = checked_map("labels", user.labels)
             self._check_key(key, user.user_id, partition)
         except InvalidRecordError as bad:
             return Rejected(bad.reason, bad.message, partition, offset, kafka_time_ms)
@@ -250,36 +239,42 @@ class EventValidator:
 
     def _check_event(self, event: Event) -> float:
         """Check ids, texts and numbers, normalise -0.0, return the weight of the type."""
-        _check_id("event_id", event.event_id)
-        _check_id("user_id", event.user_id)
-        weight = self._weights.get(event.event_type)
+        check_id("event_id", event.event_id)
+        check_id("user_id", event.user_id)
+        kind = event.event_type
+        weight = self._weights.get(kind)
         if weight is None:
             raise InvalidRecordError(
                 Reason.UNKNOWN_EVENT_TYPE,
-                f"event_type {event.event_type[:40]!a} is unknown; add it to validation.event_types",
+                f"event_type {kind[:40]!a} is unknown; add it to validation.event_types",
             )
         if event.item_id is not None:
-            _check_id("item_id", event.item_id)
-        needed = _NEEDS.get(event.event_type, "item_id")
-        if getattr(event, needed) is None:
-            raise InvalidRecordError(
-                Reason.MISSING_FIELD, f"{needed} is missing; {event.event_type} events need it"
-            )
+            check_id("item_id", event.item_id)
+        elif kind not in NEEDED_FIELD:
+            raise _missing("item_id", kind)
+        if kind in NEEDED_FIELD and getattr(event, NEEDED_FIELD[kind]) is None:
+            raise _missing(NEEDED_FIELD[kind], kind)
         if event.value is not None:
-            event.value = _number("value", event.value)
-        for name in _OPTIONAL_IDS:
-            text = getattr(event, name)
-            if text is not None:
-                _check_id(name, text)
+            event.value = number("value", event.value)
+        if event.session_id is not None:
+            check_id("session_id", event.session_id)
+        if event.request_id is not None:
+            check_id("request_id", event.request_id)
+        if event.domain is not None:
+            check_id("domain", event.domain)
+        if event.target_user_id is not None:
+            check_id("target_user_id", event.target_user_id)
+        if event.retracts is not None:
+            check_id("retracts", event.retracts)
         if event.query is not None:
-            _check_text("query", event.query, QUERY_BYTES, at_least=1)
+            check_text("query", event.query, QUERY_BYTES, at_least=1)
         if event.context is not None:
-            event.context = _checked_map("context", event.context)
+            event.context = checked_map("context", event.context)
         return weight
 
     def _check_key(self, key: bytes | None, user_id: str, partition: int) -> bool:
         """The key must be the user's id; returns whether the partition is another than the key's."""
-        _check_key_is(key, user_id, "user_id")
+        check_key_is(key, user_id, "user_id")
         if self._partition_of is None or key is None:
             return False
         expected = self._partition_of(key)
@@ -292,11 +287,6 @@ class EventValidator:
                 "set partitioner=murmur2_random in the producer",
             )
         return True
-
-
-_NEEDS = {"search": "query", "follow": "target_user_id", "retract": "retracts"}
-"""The field without which an event of a type says nothing; all other types need `item_id`."""
-_OPTIONAL_IDS = ("session_id", "request_id", "domain", "target_user_id", "retracts")
 
 
 def _event(raw: dict[str, Any]) -> Event:
@@ -323,158 +313,9 @@ def _explain(raw: dict[str, Any], kind: type, error: msgspec.ValidationError) ->
     return InvalidRecordError(Reason.WRONG_TYPE, str(error).replace("`", ""))
 
 
+def _missing(name: str, kind: str) -> InvalidRecordError:
+    return InvalidRecordError(Reason.MISSING_FIELD, f"{name} is missing or null; {kind} events need it")
+
+
 def _unknown(raw: dict[str, Any], kind: type[msgspec.Struct]) -> int:
     return len(raw.keys() - set(kind.__struct_fields__))
-
-
-def _check_id(name: str, text: str) -> None:
-    if text.isascii() and text.isprintable() and 0 < len(text) <= ID_BYTES:
-        return
-    length = len(text.encode())
-    if not 0 < length <= ID_BYTES:
-        raise InvalidRecordError(Reason.INVALID_ID, f"{name} has {length} bytes; 1 to {ID_BYTES} expected")
-    if bad := _CONTROL.search(text):
-        raise InvalidRecordError(
-            Reason.INVALID_ID, f"{name} has the control character U+{ord(bad[0]):04X} at {bad.start()}"
-        )
-
-
-def _check_ids(name: str, ids: Iterable[str], count: int, limit: int) -> None:
-    if count > limit:
-        raise InvalidRecordError(Reason.INVALID_FIELD, f"{name} has {count} entries; at most {limit}")
-    for text in ids:
-        _check_id(name, text)
-
-
-def _check_text(name: str, text: str, limit: int, at_least: int = 0) -> None:
-    length = len(text.encode())
-    if not at_least <= length <= limit:
-        raise InvalidRecordError(
-            Reason.INVALID_FIELD, f"{name} has {length} bytes; {at_least} to {limit} expected"
-        )
-    if bad := _TEXT_CONTROL.search(text):
-        raise InvalidRecordError(
-            Reason.INVALID_FIELD, f"{name} has the control character U+{ord(bad[0]):04X} at {bad.start()}"
-        )
-
-
-def _number(name: str, number: float, limit: float = NUMBER_LIMIT) -> float:
-    """`number` itself, -0.0 as 0.0. The bound also refuses integers beyond 64 bits."""
-    if not -limit <= number <= limit:
-        raise InvalidRecordError(
-            Reason.INVALID_NUMBER, f"{name} is out of range; at most {limit:g} either way"
-        )
-    return number + 0.0
-
-
-def _checked_map(name: str, entries: dict[str, str | float | bool]) -> dict[str, str | float | bool]:
-    """A flat map within its limits, -0.0 normalised."""
-    _check_ids(f"a key of {name}", entries, len(entries), MAP_ENTRIES)
-    checked: dict[str, str | float | bool] = {}
-    for key, entry in entries.items():
-        if isinstance(entry, str):
-            _check_text(f"an entry of {name}", entry, MAP_TEXT_BYTES)
-        elif not isinstance(entry, bool):
-            entry = _number(f"an entry of {name}", entry)
-        checked[key] = entry
-    return checked
-
-
-def _event_time(timestamp: int | str, latest_ms: int) -> int:
-    time_ms = timestamp if isinstance(timestamp, int) else _rfc3339_ms("timestamp", timestamp)
-    if time_ms < 0:
-        raise InvalidRecordError(
-            Reason.INVALID_TIMESTAMP, "timestamp lies before 1970; ms since the epoch expected"
-        )
-    if time_ms > latest_ms:
-        raise InvalidRecordError(
-            Reason.INVALID_TIMESTAMP,
-            f"timestamp lies {_beyond(time_ms - latest_ms)} beyond the Kafka record's own time plus "
-            "validation.future_s; ms since the epoch expected",
-        )
-    return time_ms
-
-
-def _beyond(ms: int) -> str:
-    return f"{ms / 1000:.0f} s" if ms <= YEAR_9999_MS else "millennia"
-
-
-def _catalogue_time(name: str, timestamp: int | str | None) -> int | None:
-    """An item's time in ms, from 1970 to 9999, or None."""
-    if timestamp is None:
-        return None
-    time_ms = timestamp if isinstance(timestamp, int) else _rfc3339_ms(name, timestamp)
-    if not 0 <= time_ms <= YEAR_9999_MS:
-        raise InvalidRecordError(Reason.INVALID_TIMESTAMP, f"{name} is not between 1970 and 9999")
-    return time_ms
-
-
-def _rfc3339_ms(name: str, text: str) -> int:
-    try:
-        return (msgspec.convert(text, _DateTime) - _EPOCH) // _MS
-    except msgspec.ValidationError:
-        raise InvalidRecordError(
-            Reason.INVALID_TIMESTAMP,
-            f"{name} is text but not RFC 3339 with a zone, like 2026-01-31T12:00:00Z",
-        ) from None
-
-
-def _check_key_is(key: bytes | None, expected: str, field: str) -> None:
-    if key != expected.encode():
-        what = "null" if key is None else f"{len(key)} bytes that differ from it"
-        raise InvalidRecordError(Reason.KEY_MISMATCH, f"the key must be the {field} in UTF-8, and is {what}")
-
-
-def _key_id(key: bytes | None) -> str:
-    """The id that a tombstone's key names."""
-    if key is None:
-        raise InvalidRecordError(Reason.KEY_MISMATCH, "a tombstone without a key names nothing")
-    try:
-        text = key.decode()
-    except UnicodeDecodeError as bad:
-        raise InvalidRecordError(Reason.NOT_UTF8, f"byte {bad.start} of the key is not UTF-8") from None
-    _check_id("the key", text)
-    return text
-
-
-def _check_request(request: Request) -> None:
-    _check_id("request_id", request.request_id)
-    if (request.user_id is None) == (request.session_items is None):
-        reason = Reason.MISSING_FIELD if request.user_id is None else Reason.INVALID_FIELD
-        raise InvalidRecordError(reason, "a request has either user_id or session_items")
-    if request.user_id is not None:
-        _check_id("user_id", request.user_id)
-    if request.count is not None and not 1 <= request.count <= REQUEST_COUNT:
-        raise InvalidRecordError(Reason.INVALID_NUMBER, f"count is not 1 to {REQUEST_COUNT}")
-    limits = {"session_items": SESSION_ITEMS, "categories": CATEGORIES}
-    for name in ("session_items", "categories", "exclude", "candidates"):
-        ids = getattr(request, name)
-        if ids is not None:
-            _check_ids(name, ids, len(ids), limits.get(name, REQUEST_LIST))
-    if request.context is not None:
-        request.context = _checked_map("context", request.context)
-
-
-def _check_item(item: Item) -> None:
-    _check_id("item_id", item.item_id)
-    for name, limit in (("title", TITLE_BYTES), ("description", DESCRIPTION_BYTES)):
-        text = getattr(item, name)
-        if text is not None:
-            _check_text(name, text, limit)
-    for name in ("provider_id", "domain"):
-        text = getattr(item, name)
-        if text is not None:
-            _check_id(name, text)
-    _check_ids("categories", item.categories, len(item.categories), CATEGORIES)
-    item.labels = _checked_map("labels", item.labels)
-    if item.price is not None:
-        item.price = _number("price", item.price)
-    _check_ids("a name of embeddings", item.embeddings, len(item.embeddings), EMBEDDINGS)
-    for vector in item.embeddings.values():
-        if not 0 < len(vector) <= EMBEDDING_FLOATS:
-            raise InvalidRecordError(
-                Reason.INVALID_FIELD,
-                f"an embedding has {len(vector)} floats; 1 to {EMBEDDING_FLOATS} expected",
-            )
-        for number in vector:
-            _number("an entry of embeddings", number, EMBEDDING_LIMIT)

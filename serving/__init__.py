@@ -1,0 +1,1 @@
+"""From a user and the models to an ordered list; knows no Kafka."""

@@ -1,0 +1,1 @@
+"""The exported network at serving time: ONNX Runtime, vocabulary, scores."""

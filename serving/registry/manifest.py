@@ -1,0 +1,117 @@
+"""What a published version is: one JSON document whose own SHA-256 is the version's digest.
+
+The manifest names every file with its SHA-256 and size, so that digest pins them all.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+
+import msgspec
+
+__all__ = [
+    "GOLDEN_FILE",
+    "MODEL_FILE",
+    "VOCABULARY_FILE",
+    "WEIGHTS_FILE",
+    "Comparison",
+    "FileEntry",
+    "GateReport",
+    "Manifest",
+    "ModelScore",
+    "Signature",
+    "TrainedOn",
+    "digest_of",
+    "file_entries",
+]
+
+MODEL_FILE = "model.onnx"
+VOCABULARY_FILE = "vocabulary.json"
+WEIGHTS_FILE = "weights.safetensors"
+GOLDEN_FILE = "golden.safetensors"
+
+
+class FileEntry(msgspec.Struct, frozen=True, kw_only=True):
+    """One file of a version."""
+
+    sha256: str
+    size_bytes: int
+
+
+class Signature(msgspec.Struct, frozen=True, kw_only=True):
+    """Names and element types of the graph's inputs and outputs; all have two dimensions, all dynamic."""
+
+    inputs: dict[str, str] = {"history": "int64", "candidates": "int64"}
+    outputs: dict[str, str] = {"scores": "float32"}
+
+
+class TrainedOn(msgspec.Struct, frozen=True, kw_only=True):
+    """The stretch of the learning log that was read, both offsets inclusive."""
+
+    from_offset: int
+    to_offset: int
+    interactions: int
+
+
+class ModelScore(msgspec.Struct, frozen=True, kw_only=True):
+    """Means over the gate's events, all items ranked less what the user had, unknown target a miss."""
+
+    hr_at_10: float
+    ndcg_at_10: float
+
+
+class Comparison(msgspec.Struct, frozen=True, kw_only=True):
+    """Challenger's NDCG@10 less another's on the same events; the interval is a 95 % bootstrap over users."""
+
+    against: str
+    ndcg_gain: float
+    low: float
+    high: float
+
+
+class GateReport(msgspec.Struct, frozen=True, kw_only=True):
+    """What the gate measured and decided. `reasons` is empty exactly when `accepted`."""
+
+    accepted: bool
+    reasons: tuple[str, ...]
+    events: int
+    catalogue: int
+    challenger: ModelScore | None
+    champion: ModelScore | None
+    popularity: ModelScore
+    comparisons: tuple[Comparison, ...]
+    parity: float | None
+    latency_ms: float | None
+
+
+class Manifest(msgspec.Struct, frozen=True, kw_only=True):
+    """A published version. Times are ms since epoch."""
+
+    version: str
+    model_name: str
+    network: str
+    files: dict[str, FileEntry]
+    signature: Signature
+    history_length: int
+    vocabulary_size: int
+    trained_on: TrainedOn
+    gate: GateReport
+    metrics: dict[str, float]
+    opset: int
+    created_at_ms: int
+    code_version: str
+
+
+def digest_of(data: bytes) -> str:
+    """SHA-256 in hex.
+
+    >>> digest_of(b"")[:8]
+    'e3b0c442'
+    """
+    return hashlib.sha256(data).hexdigest()
+
+
+def file_entries(files: Mapping[str, bytes]) -> dict[str, FileEntry]:
+    """Digest and size of each file, by name."""
+    return {name: FileEntry(sha256=digest_of(data), size_bytes=len(data)) for name, data in files.items()}

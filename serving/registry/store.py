@@ -1,0 +1,186 @@
+"""Immutable versions in a folder or an object store, through fsspec.
+
+Layout: `<url>/<model name>/<version>/<file>`. A version is there when its `manifest.json` is, and that is
+written last.
+"""
+
+from __future__ import annotations
+
+import re
+import uuid
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import fsspec
+import msgspec
+
+from serving.ranker.errors import RegistryError
+from serving.registry.manifest import (
+    GOLDEN_FILE,
+    MODEL_FILE,
+    VOCABULARY_FILE,
+    WEIGHTS_FILE,
+    Manifest,
+    digest_of,
+)
+from serving.registry.onnx_checks import OnnxFileError, check_onnx
+
+__all__ = ["Published", "Registry", "StoredVersion"]
+
+MANIFEST_FILE = "manifest.json"
+_FILES = (MODEL_FILE, VOCABULARY_FILE, WEIGHTS_FILE, GOLDEN_FILE)
+_VERSION = re.compile(r"[0-9A-Za-z][0-9A-Za-z_-]*(\.[0-9A-Za-z_-]+)*")
+"""No slash and no two dots in a row: a version comes from a Kafka record, and must not lead out of the
+folder."""
+_MAX_VERSION = 128
+_MAX_MANIFEST_BYTES = 1 << 20
+_MISSING = (FileNotFoundError, NotADirectoryError)
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """A version as announced: the digest is the SHA-256 of its manifest's bytes."""
+
+    manifest: Manifest
+    digest: str
+    uri: str
+
+
+@dataclass(frozen=True, slots=True)
+class StoredVersion:
+    """A version as read back, each file's digest and size checked."""
+
+    manifest: Manifest
+    digest: str
+    files: dict[str, bytes]
+
+
+class Registry:
+    """Publishes and reads versions of one model name.
+
+    >>> registry = Registry("memory://doctest-models")
+    >>> registry.list()
+    []
+    """
+
+    def __init__(
+        self, url: str, model_name: str = "ranker", *, max_file_bytes: int = 512 * 1024 * 1024
+    ) -> None:
+        self.url = url
+        self.model_name = model_name
+        self.max_file_bytes = max_file_bytes
+        self._fs: Any
+        self._fs, root = fsspec.core.url_to_fs(url)
+        self._root = f"{str(root).rstrip('/')}/{model_name}"
+
+    def uri(self, version: str) -> str:
+        """Where a version's files lie, as a URL of this registry."""
+        return f"{self.url.rstrip('/')}/{self.model_name}/{version}"
+
+    def publish(self, manifest: Manifest, files: Mapping[str, bytes]) -> Published:
+        """Write the files, then the manifest; before that last step no reader sees the version.
+
+        Raises RegistryError when the version exists, a file is not the one that the manifest names, is too
+        large, or is an ONNX file that is not let in.
+        """
+        folder = self._folder(manifest.version)
+        if self._fs.exists(f"{folder}/{MANIFEST_FILE}"):
+            raise RegistryError(f"{self.uri(manifest.version)} is published already: versions never change")
+        if set(files) != set(_FILES) or set(manifest.files) != set(_FILES):
+            raise RegistryError(f"a version holds {', '.join(_FILES)}; given {', '.join(sorted(files))}")
+        for name, data in files.items():
+            self._verify(manifest, name, data)
+        document = msgspec.json.format(msgspec.json.encode(manifest), indent=2)
+        try:
+            self._fs.makedirs(folder, exist_ok=True)
+            for name, data in files.items():
+                self._write(folder, name, data)
+            self._write(folder, MANIFEST_FILE, document)
+        except OSError as error:
+            raise RegistryError(f"can't write {self.uri(manifest.version)}: {error}") from error
+        return Published(manifest, digest_of(document), self.uri(manifest.version))
+
+    def list(self) -> list[str]:
+        """All published versions, oldest first (their names begin with the time)."""
+        self._fs.invalidate_cache()
+        try:
+            found = self._fs.glob(f"{self._root}/*/{MANIFEST_FILE}")
+        except _MISSING:
+            return []
+        except OSError as error:
+            raise RegistryError(f"can't list {self.url}: {error}") from error
+        return sorted(str(path).rsplit("/", 2)[1] for path in found)
+
+    def manifest(self, version: str) -> tuple[Manifest, str]:
+        """A version's manifest and digest. Raises RegistryError when it is not there or can't be read."""
+        document = self._read(version, MANIFEST_FILE, _MAX_MANIFEST_BYTES)
+        try:
+            manifest = msgspec.json.decode(document, type=Manifest)
+        except msgspec.DecodeError as error:
+            raise RegistryError(f"{self.uri(version)}/{MANIFEST_FILE}: {error}") from error
+        if manifest.version != version:
+            raise RegistryError(
+                f"{self.uri(version)}/{MANIFEST_FILE} says it is version {manifest.version!r}"
+            )
+        return manifest, digest_of(document)
+
+    def fetch(
+        self, version: str, expected_digest: str | None = None, names: Iterable[str] = _FILES
+    ) -> StoredVersion:
+        """Read a version's files and check them. Raises RegistryError where one is missing, changed, cut off
+        or too large."""
+        manifest, digest = self.manifest(version)
+        if expected_digest is not None and digest != expected_digest:
+            raise RegistryError(f"{self.uri(version)}: digest {digest}, announced was {expected_digest}")
+        files: dict[str, bytes] = {}
+        for name in names:
+            files[name] = self._read(version, name, self.max_file_bytes)
+            self._verify(manifest, name, files[name])
+        return StoredVersion(manifest, digest, files)
+
+    def _folder(self, version: str) -> str:
+        if len(version) > _MAX_VERSION or not _VERSION.fullmatch(version):
+            raise RegistryError(
+                f"{version[:_MAX_VERSION]!r} is no version: letters, digits, single dots, - and _ only"
+            )
+        return f"{self._root}/{version}"
+
+    def _verify(self, manifest: Manifest, name: str, data: bytes) -> None:
+        where = f"{self.uri(manifest.version)}/{name}"
+        entry = manifest.files.get(name)
+        if entry is None:
+            raise RegistryError(f"{where}: the manifest names no such file")
+        if len(data) > self.max_file_bytes:
+            raise RegistryError(
+                f"{where}: {len(data)} bytes, at most {self.max_file_bytes} (registry.max_file_bytes)"
+            )
+        if len(data) != entry.size_bytes:
+            raise RegistryError(f"{where}: {len(data)} bytes, the manifest says {entry.size_bytes}")
+        if digest_of(data) != entry.sha256:
+            raise RegistryError(f"{where}: digest {digest_of(data)}, the manifest says {entry.sha256}")
+        if name == MODEL_FILE:
+            try:
+                check_onnx(data)
+            except OnnxFileError as error:
+                raise RegistryError(f"{where}: {error}") from error
+
+    def _read(self, version: str, name: str, limit_bytes: int) -> bytes:
+        """The whole file, its size looked at first, so that a huge one is never read."""
+        path = f"{self._folder(version)}/{name}"
+        try:
+            self._fs.invalidate_cache()
+            size = int(self._fs.size(path))
+            if size > limit_bytes:
+                raise RegistryError(
+                    f"{self.uri(version)}/{name}: {size} bytes, at most {limit_bytes} are read"
+                )
+            return bytes(self._fs.cat_file(path))
+        except OSError as error:
+            raise RegistryError(f"can't read {self.uri(version)}/{name}: {error}") from error
+
+    def _write(self, folder: str, name: str, data: bytes) -> None:
+        """Beside it first, then renamed: a reader meets the whole file or none."""
+        beside = f"{folder}/.{name}.{uuid.uuid4().hex}"
+        self._fs.pipe_file(beside, data)
+        self._fs.mv(beside, f"{folder}/{name}")

@@ -1,0 +1,266 @@
+"""The learning log as columns, its split by time, and the sequences a network learns from.
+
+Order of events is the log's order; the split is by event time. What is held out as newest is never in a
+training sequence, and the history of a held-out event is what stood before it in the log, which is what
+serving had.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from serving.training.settings import TrainerSettings
+
+Int64 = npt.NDArray[np.int64]
+Int32 = npt.NDArray[np.int32]
+Float32 = npt.NDArray[np.float32]
+Bool = npt.NDArray[np.bool_]
+
+_COLUMNS: dict[str, type[np.generic]] = {
+    "user": np.uint64,
+    "item": np.int32,
+    "time_ms": np.int64,
+    "event_type": np.uint8,
+    "weight": np.float32,
+    "offset": np.int64,
+}
+
+
+class NotEnoughDataError(Exception):
+    """The log holds too little to train on; says how much there is and how much is asked for."""
+
+
+class InteractionLog:
+    """Growable columns of interactions, in log order.
+
+    >>> log = InteractionLog()
+    >>> log.append(user=[1, 1], item_ids=["a", "b"], item=[0, 1], time_ms=[10, 20], event_type=[0, 0],
+    ...            weight=[1.0, -1.0], offset=5)
+    >>> len(log), log.item_ids, log.column("offset").tolist()
+    (2, ['a', 'b'], [5, 5])
+    """
+
+    def __init__(self) -> None:
+        self.item_ids: list[str] = []
+        self._rows: dict[str, int] = {}
+        self._columns = {name: np.empty(1024, dtype=dtype) for name, dtype in _COLUMNS.items()}
+        self._length = 0
+
+    def __len__(self) -> int:
+        return self._length
+
+    def append(
+        self,
+        *,
+        user: npt.ArrayLike,
+        item_ids: Sequence[str],
+        item: npt.ArrayLike,
+        time_ms: npt.ArrayLike,
+        event_type: npt.ArrayLike,
+        weight: npt.ArrayLike,
+        offset: npt.ArrayLike,
+    ) -> None:
+        """Append n interactions. `item` indexes `item_ids`, the caller's own table; `offset` may be one for
+        all.
+
+        Raises ValueError, and appends nothing, when a column's length differs, an index is out of range or a
+        weight is not finite.
+        """
+        local = np.asarray(item, dtype=np.int64)
+        n = len(local)
+        if n and (local.min() < 0 or local.max() >= len(item_ids)):
+            raise ValueError(
+                f"item: indices {local.min()}..{local.max()} outside the {len(item_ids)} item ids given"
+            )
+        columns: dict[str, npt.NDArray[Any]] = {
+            "user": np.asarray(user, dtype=np.uint64),
+            "time_ms": np.asarray(time_ms, dtype=np.int64),
+            "event_type": np.asarray(event_type, dtype=np.uint8),
+            "weight": np.asarray(weight, dtype=np.float32),
+            "offset": np.broadcast_to(np.asarray(offset, dtype=np.int64), (n,)),
+        }
+        for name, values in columns.items():
+            if values.shape != (n,):
+                raise ValueError(f"{name}: shape {values.shape}, expected ({n},) as `item` has")
+        if not np.isfinite(columns["weight"]).all():
+            raise ValueError("weight: holds a value that is not finite")
+        columns["item"] = self._intern(item_ids, local)
+        self._reserve(n)
+        for name, values in columns.items():
+            self._columns[name][self._length : self._length + n] = values
+        self._length += n
+
+    def column(self, name: str) -> npt.NDArray[Any]:
+        """The used part of one column, a view: user uint64, item int32, time_ms int64, event_type uint8,
+        weight, offset."""
+        return self._columns[name][: self._length]
+
+    def _intern(self, item_ids: Sequence[str], local: Int64) -> Int64:
+        table = np.full(len(item_ids), -1, dtype=np.int64)
+        for index in dict.fromkeys(local.tolist()):
+            item_id = item_ids[index]
+            row = self._rows.get(item_id)
+            if row is None:
+                row = self._rows[item_id] = len(self.item_ids)
+                self.item_ids.append(item_id)
+            table[index] = row
+        return table[local]
+
+    def _reserve(self, n: int) -> None:
+        capacity = len(self._columns["item"])
+        if self._length + n <= capacity:
+            return
+        grown = max(2 * capacity, self._length + n)
+        for name, column in self._columns.items():
+            fresh = np.empty(grown, dtype=column.dtype)
+            fresh[: self._length] = column[: self._length]
+            self._columns[name] = fresh
+
+
+@dataclass(frozen=True, slots=True)
+class Sequences:
+    """Interactions grouped by user, in log order within a user; user u's are rows `starts[u]:starts[u +
+    1]`."""
+
+    starts: Int64  # [U + 1]
+    items: Int64  # [N] index, in the vocabulary (1..V) or in the log's item table, as the owner says
+    times_ms: Int64  # [N]
+    targets: Bool  # [N] may be learned as the next item: weight > 0
+
+    def __len__(self) -> int:
+        return len(self.starts) - 1
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluationSlice:
+    """The newest events, each with all that its user did before it. Items are indices in `item_ids`."""
+
+    item_ids: Sequence[str]
+    items: Int64  # [N] of all users, grouped by user, in log order
+    starts: Int64  # [n] where the event's user begins in `items`
+    positions: Int64  # [n] where the event itself stands in `items`
+
+    def __len__(self) -> int:
+        return len(self.positions)
+
+    @property
+    def targets(self) -> Int64:
+        """int64[n], index in `item_ids`."""
+        return self.items[self.positions]
+
+    def seen(self, event: int) -> Int64:
+        """All items of the event's user before it, oldest first."""
+        return self.items[self.starts[event] : self.positions[event]]
+
+    def histories(self, table: Int64, length: int) -> Int64:
+        """int64[n, length] of `table[item]`, oldest first, 0 on the left where there was nothing."""
+        columns = self.positions[:, None] - np.arange(length, 0, -1)[None, :]
+        inside = columns >= self.starts[:, None]
+        return np.where(inside, table[self.items[np.where(inside, columns, 0)]], 0)
+
+
+@dataclass(frozen=True, slots=True)
+class LogSplit:
+    """What one training run sees."""
+
+    vocabulary: tuple[str, ...]  # item id of index 1, 2, ...; 0 is padding
+    train: Sequences  # items as vocabulary indices
+    newest: EvaluationSlice
+    popularity: dict[str, float]  # positive interactions per item id in the training part
+    from_offset: int
+    to_offset: int
+    interactions: int
+
+
+def split_by_time(log: InteractionLog, settings: TrainerSettings) -> LogSplit:
+    """Hold out the newest positive interactions by event time (ties in log order); the rest before them is `train`.
+
+    Interactions of weight 0 are no behaviour and are left out. The vocabulary is counted on the training part
+    alone. Raises NotEnoughDataError below `settings.min_interactions`.
+    """
+    rows = _rows_by_user(log, settings.min_interactions)
+    items = log.column("item")[rows].astype(np.int64)
+    times_ms = log.column("time_ms")[rows]
+    positive = log.column("weight")[rows] > 0
+    starts = _group_starts(log.column("user")[rows])
+    held_out, in_train = _hold_out(rows, times_ms, positive, settings)
+    counts = np.bincount(items[in_train & positive], minlength=len(log.item_ids))
+    known = np.flatnonzero(counts >= settings.min_count)
+    if not len(known):
+        raise NotEnoughDataError(
+            f"no item of {len(log.item_ids)} has {settings.min_count} training interactions (trainer.min_count)"
+        )
+    table = np.zeros(len(log.item_ids), dtype=np.int64)
+    table[known] = np.arange(1, len(known) + 1)
+    offsets = log.column("offset")
+    return LogSplit(
+        vocabulary=tuple(log.item_ids[row] for row in known),
+        train=_sequences(starts, table[items], times_ms, positive, in_train),
+        newest=_evaluation_slice(log, items, starts, held_out),
+        popularity={log.item_ids[row]: float(counts[row]) for row in np.flatnonzero(counts)},
+        from_offset=int(offsets.min()),
+        to_offset=int(offsets.max()),
+        interactions=len(log),
+    )
+
+
+def _rows_by_user(log: InteractionLog, at_least: int) -> Int64:
+    """Log rows of weight other than 0, grouped by user, in log order within one."""
+    kept = np.flatnonzero(log.column("weight") != 0)
+    if len(kept) < at_least:
+        raise NotEnoughDataError(
+            f"{len(kept)} interactions in the log, {at_least} asked for (trainer.min_interactions): "
+            "wait for more events, or lower the setting"
+        )
+    order = np.argsort(log.column("user")[kept], kind="stable")
+    return kept[order].astype(np.int64)
+
+
+def _group_starts(keys: npt.NDArray[np.uint64]) -> Int64:
+    changes = np.flatnonzero(keys[1:] != keys[:-1]) + 1
+    return np.concatenate([[0], changes, [len(keys)]]).astype(np.int64)
+
+
+def _hold_out(
+    log_rows: Int64, times_ms: Int64, positive: Bool, settings: TrainerSettings
+) -> tuple[Int64, Bool]:
+    """The newest positive rows, oldest first, and for every row whether it stands before them in time."""
+    order = np.lexsort((log_rows, times_ms)).astype(np.int64)
+    positives = np.flatnonzero(positive[order])
+    wanted = min(settings.slice_max_events, int(len(positives) * settings.slice_fraction))
+    if wanted < 1:
+        raise NotEnoughDataError(
+            f"{len(positives)} positive interactions give no held-out slice at "
+            f"trainer.slice_fraction={settings.slice_fraction}"
+        )
+    in_train = np.ones(len(order), dtype=np.bool_)
+    in_train[order[positives[-wanted] :]] = False
+    return order[positives[-wanted:]], in_train
+
+
+def _evaluation_slice(log: InteractionLog, items: Int64, starts: Int64, held_out: Int64) -> EvaluationSlice:
+    """Leaves out a target that its user had before: it is masked for every model, so it can't tell them apart."""
+    begin = starts[np.searchsorted(starts, held_out, side="right") - 1]
+    fresh = np.fromiter(
+        (items[p] not in items[s:p] for s, p in zip(begin.tolist(), held_out.tolist(), strict=True)),
+        dtype=np.bool_,
+        count=len(held_out),
+    )
+    return EvaluationSlice(tuple(log.item_ids), items, begin[fresh], held_out[fresh])
+
+
+def _sequences(starts: Int64, items: Int64, times_ms: Int64, positive: Bool, in_train: Bool) -> Sequences:
+    keep = in_train & (items > 0)
+    lengths = np.add.reduceat(keep.astype(np.int64), starts[:-1])
+    lengths = lengths[lengths > 0]
+    return Sequences(
+        starts=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
+        items=items[keep],
+        times_ms=times_ms[keep],
+        targets=positive[keep],
+    )

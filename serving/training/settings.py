@@ -1,0 +1,69 @@
+"""Settings of the slow path. Imports no torch, so that workers may hold them."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import msgspec
+
+Positive = Annotated[int, msgspec.Meta(ge=1)]
+Fraction = Annotated[float, msgspec.Meta(gt=0.0, lt=0.5)]
+Rate = Annotated[float, msgspec.Meta(ge=0.0, lt=1.0)]
+
+
+class GateSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What a challenger must show before it is published.
+
+    `min_ndcg_gain`: mean paired difference in NDCG@10 that must be exceeded, against popularity and the
+    champion.
+    `parity_tolerance`: largest absolute difference between ONNX Runtime's scores and PyTorch's on golden
+    inputs.
+    `latency_budget_ms`: median of one call with 16 users and 200 candidates each.
+    `max_scored_pairs`: events x items scored for each model; with a large catalogue the newest events are
+    taken.
+    """
+
+    min_ndcg_gain: float = 0.0
+    parity_tolerance: Annotated[float, msgspec.Meta(gt=0)] = 1e-4
+    latency_budget_ms: Annotated[float, msgspec.Meta(gt=0)] = 100.0
+    bootstrap_samples: Positive = 1000
+    max_scored_pairs: Positive = 400_000_000
+
+
+class TrainerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How a network is trained. Defaults are those that measured best for the time on MovieLens-100K
+    (decision 0003).
+
+    `max_seconds` bounds the training loop by the wall clock; two runs of one seed agree as long as it does
+    not bind.
+    `slice_fraction` / `slice_max_events`: the newest interactions, held out for the gate, whichever is fewer.
+    `validation_fraction`: the newest part of what is left, for early stopping.
+    `window_stride`: positions that one window learns; below `history_length`, windows overlap and see more
+    before each.
+    `full_softmax_limit`: above this vocabulary, sampled softmax with `negatives` draws a batch replaces the
+    full one.
+    """
+
+    network: str = "transformer"
+    history_length: Annotated[int, msgspec.Meta(ge=2, le=1024)] = 50
+    dim: Annotated[int, msgspec.Meta(ge=4, le=1024)] = 64
+    blocks: Annotated[int, msgspec.Meta(ge=1, le=24)] = 2
+    heads: Positive = 2
+    dropout: Rate = 0.2
+    learning_rate: Annotated[float, msgspec.Meta(gt=0)] = 2e-3
+    weight_decay: Annotated[float, msgspec.Meta(ge=0)] = 0.01
+    batch_windows: Positive = 32
+    window_stride: Positive = 50
+    max_epochs: Positive = 60
+    patience: Positive = 4
+    max_seconds: Annotated[float, msgspec.Meta(gt=0)] = 25.0
+    seed: int = 7
+    threads: Positive = 1
+    min_count: Positive = 2
+    min_interactions: Positive = 1000
+    slice_fraction: Fraction = 0.05
+    slice_max_events: Positive = 2000
+    validation_fraction: Fraction = 0.05
+    full_softmax_limit: Positive = 20_000
+    negatives: Positive = 1024
+    gate: GateSettings = GateSettings()

@@ -1,0 +1,228 @@
+"""Train a network on the learning log's older part, and stop by its newest part."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from serving.training.dataset import LogSplit, NotEnoughDataError
+from serving.training.networks import build_network
+from serving.training.networks.base import SequenceNetwork
+from serving.training.settings import TrainerSettings
+from serving.training.windows import Batch, HeldOut, hold_out_newest, training_batches
+
+_MAX_GRADIENT_NORM = 5.0
+"""Keeps one odd batch from undoing an epoch."""
+
+Weights = dict[str, npt.NDArray[np.float32]]
+
+
+@dataclass(frozen=True, slots=True)
+class WarmStart:
+    """An earlier network: its vocabulary (item id of index 1, 2, ...) and its weights by parameter name."""
+
+    vocabulary: tuple[str, ...]
+    weights: Weights
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """One line of a training run."""
+
+    epoch: int
+    epochs: int
+    loss: float
+    ndcg_at_10: float
+    seconds: float
+    seconds_left: float
+
+
+@dataclass(slots=True)
+class TrainedNetwork:
+    """A network with its best weights, and how it got there."""
+
+    network: SequenceNetwork
+    vocabulary: tuple[str, ...]
+    settings: TrainerSettings
+    curve: list[Progress] = field(default_factory=list)
+    seconds: float = 0.0
+
+    @property
+    def best_ndcg_at_10(self) -> float:
+        """NDCG@10 on the newest part of the training data, at the weights that were kept."""
+        return max((point.ndcg_at_10 for point in self.curve), default=0.0)
+
+    def weights(self) -> Weights:
+        """All parameters by name, float32, for a later warm start."""
+        return {name: p.detach().cpu().numpy().copy() for name, p in self.network.state_dict().items()}
+
+
+class TrainingDivergedError(Exception):
+    """The loss stopped being a number."""
+
+
+def train(
+    split: LogSplit,
+    settings: TrainerSettings,
+    warm_start: WarmStart | None = None,
+    progress: Callable[[Progress], None] | None = None,
+) -> TrainedNetwork:
+    """AdamW on cross-entropy over items at all positions at once, until the newest part of `split.train`
+    stops gaining.
+
+    Two runs of one seed and thread count agree to the bit, as long as `settings.max_seconds` does not bind.
+    Sets torch's thread count. Raises NotEnoughDataError when nothing can be learned, TrainingDivergedError
+    when the loss is not finite.
+    """
+    torch.set_num_threads(settings.threads)
+    torch.manual_seed(settings.seed)
+    rng = np.random.default_rng(settings.seed)
+    network = build_network(len(split.vocabulary), settings)
+    if warm_start is not None:
+        copy_weights(network, split.vocabulary, warm_start)
+    fit, held_out = hold_out_newest(split.train, settings)
+    loss_of = make_loss(split, settings)
+    optimizer = torch.optim.AdamW(
+        network.parameters(), settings.learning_rate, weight_decay=settings.weight_decay
+    )
+    trained = TrainedNetwork(network, split.vocabulary, settings)
+    started = time.monotonic()
+    best, best_ndcg, best_epoch = trained.weights(), evaluate(network, held_out), 0
+    for epoch in range(1, settings.max_epochs + 1):
+        loss = _epoch(
+            network, optimizer, training_batches(fit, settings, rng), loss_of, started + settings.max_seconds
+        )
+        ndcg = evaluate(network, held_out)
+        seconds = time.monotonic() - started
+        point = Progress(epoch, settings.max_epochs, loss, ndcg, seconds, settings.max_seconds - seconds)
+        trained.curve.append(point)
+        if progress is not None:
+            progress(point)
+        if ndcg > best_ndcg:
+            best, best_ndcg, best_epoch = trained.weights(), ndcg, epoch
+        if epoch - best_epoch >= settings.patience or seconds >= settings.max_seconds:
+            break
+    network.load_state_dict({name: torch.from_numpy(value) for name, value in best.items()})
+    network.eval()
+    trained.seconds = time.monotonic() - started
+    return trained
+
+
+def copy_weights(network: SequenceNetwork, vocabulary: tuple[str, ...], warm_start: WarmStart) -> int:
+    """Copy the weights that fit: item rows by item id, the rest by name and shape. Gives the number of items
+    copied."""
+    rows = {item_id: row for row, item_id in enumerate(warm_start.vocabulary, start=1)}
+    old = np.array([rows.get(item_id, -1) for item_id in vocabulary], dtype=np.int64)
+    here = np.flatnonzero(old >= 0)
+    per_item = {"item_embedding.weight", "item_bias"}
+    with torch.no_grad():
+        for name, parameter in network.state_dict().items():
+            source = warm_start.weights.get(name)
+            if source is None or source.shape[1:] != tuple(parameter.shape[1:]):
+                continue
+            if name in per_item:
+                parameter[0] = torch.from_numpy(source[0:1])[0]
+                parameter[here + 1] = torch.from_numpy(source[old[here]])
+            elif source.shape == tuple(parameter.shape):
+                parameter.copy_(torch.from_numpy(source))
+    return len(here)
+
+
+LossFunction = Callable[[SequenceNetwork, Tensor, Tensor], Tensor]
+
+
+def make_loss(split: LogSplit, settings: TrainerSettings) -> LossFunction:
+    """Full softmax up to `settings.full_softmax_limit` items, sampled softmax above."""
+    if len(split.vocabulary) <= settings.full_softmax_limit:
+        return full_softmax
+    counts = torch.tensor([0.0] + [split.popularity[item_id] for item_id in split.vocabulary])
+    uniform = torch.ones_like(counts) / (len(counts) - 1)
+    uniform[0] = 0.0
+    return SampledSoftmax(0.5 * counts / counts.sum() + 0.5 * uniform, settings.negatives)
+
+
+def full_softmax(network: SequenceNetwork, states: Tensor, targets: Tensor) -> Tensor:
+    """Mean of -log softmax(logits)[target] over all items; states [n, d], targets int64[n]."""
+    return nn.functional.cross_entropy(network.logits(states)[:, 1:], targets - 1)
+
+
+class SampledSoftmax:
+    """Softmax over the target and K shared draws from q, each draw's logit less log(K q).
+
+    exp(s_target) + sum_k exp(s_k) / (K q_k) estimates the full softmax's sum without bias. Y. Bengio, J.-S.
+    Senecal, "Adaptive Importance Sampling to Accelerate Training of a Neural Probabilistic Language Model",
+    IEEE TNN 2008. Draws that hit the target are left out. q, float32[V + 1], is popularity and uniform in
+    equal parts.
+    """
+
+    def __init__(self, q: Tensor, negatives: int) -> None:
+        self.q = q
+        self.negatives = negatives
+
+    def __call__(self, network: SequenceNetwork, states: Tensor, targets: Tensor) -> Tensor:
+        drawn = torch.multinomial(self.q, self.negatives, replacement=True)
+        expected = torch.log(self.negatives * self.q[drawn])
+        weight, bias = network.item_embedding.weight, network.item_bias
+        negatives = nn.functional.linear(states, weight[drawn], bias[drawn]) - expected
+        negatives = negatives.masked_fill(drawn.unsqueeze(0) == targets.unsqueeze(1), float("-inf"))
+        positive = network.sampled_logits(states, targets.unsqueeze(1))
+        return (torch.logsumexp(torch.cat([positive, negatives], dim=1), dim=1) - positive.squeeze(1)).mean()
+
+
+def evaluate(network: SequenceNetwork, held_out: list[HeldOut]) -> float:
+    """NDCG@10 on held-out targets: all items ranked less what the user had, half credit for ties; 0 where
+    there are none."""
+    gains: list[Tensor] = []
+    network.eval()
+    with torch.no_grad():
+        for part in held_out:
+            targets = torch.from_numpy(part.batch.targets)
+            chosen = targets > 0
+            scores = network.logits(network.states(torch.from_numpy(part.batch.inputs))[chosen])
+            target = targets[chosen].unsqueeze(1)
+            target_score = scores.gather(1, target)
+            scores[torch.from_numpy(part.seen_target), torch.from_numpy(part.seen_item)] = float("-inf")
+            scores[:, 0] = float("-inf")
+            scores.scatter_(1, target, float("-inf"))
+            ahead = (scores > target_score).sum(dim=1) + 0.5 * (scores == target_score).sum(dim=1)
+            gains.append(torch.where(ahead < 10, 1.0 / torch.log2(ahead + 2.0), torch.zeros_like(ahead)))
+    network.train()
+    return float(torch.cat(gains).mean()) if gains else 0.0
+
+
+def _epoch(
+    network: SequenceNetwork,
+    optimizer: torch.optim.Optimizer,
+    batches: Iterator[Batch],
+    loss_of: LossFunction,
+    deadline: float,
+) -> float:
+    """Train on the batches until the deadline (monotonic seconds); gives the mean loss a batch."""
+    network.train()
+    losses: list[float] = []
+    for batch in batches:
+        targets = torch.from_numpy(batch.targets)
+        chosen = targets > 0
+        states = network.states(torch.from_numpy(batch.inputs))[chosen]
+        loss = loss_of(network, states, targets[chosen])
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        nn.utils.clip_grad_norm_(network.parameters(), _MAX_GRADIENT_NORM)
+        optimizer.step()
+        losses.append(float(loss.detach()))
+        if not np.isfinite(losses[-1]):
+            raise TrainingDivergedError(
+                f"loss is {losses[-1]} at batch {len(losses)}: lower trainer.learning_rate, or look for "
+                "broken weights in the warm start"
+            )
+        if time.monotonic() >= deadline:
+            break
+    if not losses:
+        raise NotEnoughDataError("no window of the training part holds a positive target")
+    return float(np.mean(losses))

@@ -1,0 +1,118 @@
+"""Windows of user sequences: all positions of a window are trained at once, never prefix by prefix.
+
+A window is (begin, first, end), rows of `Sequences`: its inputs are the begin mark and items `begin .. end -
+2`, and it learns rows `first .. end - 1` as the next item, each from what stands before it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from serving.training.dataset import Bool, Int64, Sequences
+from serving.training.settings import TrainerSettings
+
+_LENGTH_NOISE = 4.0
+"""Columns of noise on a window's length when batches are cut by length, so that an epoch's batches are not
+the last's."""
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """inputs int64[B, T] (column 0 the begin mark, 0 on the right), targets int64[B, T] with 0 where nothing
+    is learned."""
+
+    inputs: Int64
+    targets: Int64
+    rows: Int64  # [B, T] row of each target in the sequences
+
+
+@dataclass(frozen=True, slots=True)
+class HeldOut:
+    """One batch of held-out targets, with the pairs (target's number, item) that its user had before."""
+
+    batch: Batch
+    seen_target: Int64
+    seen_item: Int64
+
+
+def hold_out_newest(train: Sequences, settings: TrainerSettings) -> tuple[Sequences, list[HeldOut]]:
+    """Split off the newest targets by time: what is left to fit on, and the held-out batches for early
+    stopping."""
+    order = np.argsort(train.times_ms, kind="stable")
+    target_rows = order[train.targets[order]]
+    wanted = min(settings.slice_max_events, int(len(target_rows) * settings.validation_fraction))
+    if wanted < 1:
+        return train, []
+    cut_row = target_rows[-wanted]
+    newer = np.zeros(len(order), dtype=np.bool_)
+    newer[order[np.flatnonzero(order == cut_row)[0] :]] = True
+    keep = ~newer
+    lengths = np.add.reduceat(keep.astype(np.int64), train.starts[:-1])
+    fit = Sequences(
+        starts=np.concatenate([[0], np.cumsum(lengths[lengths > 0])]).astype(np.int64),
+        items=train.items[keep],
+        times_ms=train.times_ms[keep],
+        targets=train.targets[keep],
+    )
+    return fit, list(_held_out(train, newer & train.targets, settings))
+
+
+def training_batches(
+    sequences: Sequences, settings: TrainerSettings, rng: np.random.Generator
+) -> Iterator[Batch]:
+    """One epoch: windows cut at a fresh random phase a user, batched by like length, batches in random
+    order."""
+    windows = cut_windows(sequences.starts, settings.history_length, settings.window_stride, rng)
+    lengths = windows[:, 2] - windows[:, 0]
+    by_length = np.argsort(lengths + rng.uniform(0.0, _LENGTH_NOISE, len(lengths)), kind="stable")
+    size = settings.batch_windows
+    for number in rng.permutation(-(-len(windows) // size)):
+        chosen = windows[by_length[number * size : (number + 1) * size]]
+        batch = fill(sequences, chosen, sequences.targets)
+        if batch.targets.any():
+            yield batch
+
+
+def cut_windows(starts: Int64, length: int, stride: int, rng: np.random.Generator) -> Int64:
+    """int64[n, 3] windows that learn every row once, `stride` rows each, with inputs of `length` items at
+    most."""
+    sizes = np.diff(starts)
+    phases = rng.integers(1, stride + 1, len(sizes))
+    phases = np.where(sizes <= length + 1, sizes, phases)
+    counts = 1 + np.maximum(0, -(-(sizes - phases) // stride))
+    user = np.repeat(np.arange(len(sizes)), counts)
+    number = np.arange(len(user)) - np.repeat(np.cumsum(counts) - counts, counts)
+    end = starts[user] + np.minimum(phases[user] + number * stride, sizes[user])
+    first = np.where(number == 0, starts[user], starts[user] + phases[user] + (number - 1) * stride)
+    begin = np.maximum(starts[user], end - 1 - length)
+    return np.stack([begin, first, end], axis=1).astype(np.int64)
+
+
+def fill(sequences: Sequences, windows: Int64, learn: Bool) -> Batch:
+    """The inputs and targets of some windows; `learn` says which rows count as targets."""
+    begin, first, end = windows[:, 0:1], windows[:, 1:2], windows[:, 2:3]
+    rows = begin + np.arange(int((end - begin).max()))[None, :]
+    inside = rows < end
+    rows = np.where(inside, rows, 0)
+    inputs = np.where(inside, sequences.items[np.maximum(rows - 1, 0)], 0)
+    inputs[:, 0] = 0
+    targets = np.where(inside & (rows >= first) & learn[rows], sequences.items[rows], 0)
+    return Batch(inputs, targets, rows)
+
+
+def _held_out(train: Sequences, held: Bool, settings: TrainerSettings) -> Iterator[HeldOut]:
+    windows = cut_windows(
+        train.starts, settings.history_length, max(1, settings.history_length // 2), np.random.default_rng(0)
+    )
+    running = np.concatenate([[0], np.cumsum(held)])
+    windows = windows[running[windows[:, 2]] > running[windows[:, 1]]]
+    for at in range(0, len(windows), settings.batch_windows):
+        batch = fill(train, windows[at : at + settings.batch_windows], held)
+        rows = batch.rows[batch.targets > 0]
+        user = train.starts[np.searchsorted(train.starts, rows, side="right") - 1]
+        seen = [train.items[s:r] for s, r in zip(user.tolist(), rows.tolist(), strict=True)]
+        sizes = np.array([len(s) for s in seen], dtype=np.int64)
+        yield HeldOut(batch, np.repeat(np.arange(len(rows)), sizes), np.concatenate([*seen, rows[:0]]))

@@ -3,6 +3,7 @@ create|describe`)."""
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import msgspec
@@ -24,6 +25,13 @@ from streams.topics import CO_PARTITIONED, TOPICS
 __all__ = ["TopicReport", "check_layout", "create_topics", "describe_topics"]
 
 TIMEOUT_S = 30.0
+_PASSING = {
+    KafkaError.NOT_LEADER_FOR_PARTITION,
+    KafkaError.LEADER_NOT_AVAILABLE,
+    KafkaError.UNKNOWN_TOPIC_OR_PART,
+}
+"""What a broker says of a partition that exists, until it has taken up its leadership."""
+
 _EARLIEST: OffsetSpec = OffsetSpec.earliest()  # type: ignore[no-untyped-call]
 _LATEST: OffsetSpec = OffsetSpec.latest()  # type: ignore[no-untyped-call]
 
@@ -115,6 +123,23 @@ def _create(client: AdminClient, settings: Settings, missing: list[str]) -> set[
     return made
 
 
+def _await_leaders(client: AdminClient, settings: Settings) -> dict[str, TopicDescription]:
+    """Descriptions of all topics, once every partition has a leader: the controller answers a creation before
+    the brokers know of it, and whoever produces or lists offsets in between is refused."""
+    deadline_s = time.monotonic() + TIMEOUT_S
+    while True:
+        found = _describe(client, settings)
+        if len(found) == len(TOPICS) and all(p.leader for d in found.values() for p in d.partitions):
+            return found
+        if time.monotonic() > deadline_s:
+            late = [settings.names[topic] for topic in TOPICS if topic not in found]
+            raise BrokerUnavailableError(
+                f"created topics have no leader at {settings.bootstrap_servers} after {TIMEOUT_S:g} s:"
+                f" {', '.join(late) or 'some partitions'}. Look into the broker's log."
+            )
+        time.sleep(0.02)
+
+
 def create_topics(settings: Settings) -> list[TopicReport]:
     """Make the topics that are missing and leave the others as they are; one report per topic of the table.
 
@@ -125,7 +150,7 @@ def create_topics(settings: Settings) -> list[TopicReport]:
     before = _describe(client, settings)
     made = _create(client, settings, [topic for topic in TOPICS if topic not in before])
     others = [topic for topic in TOPICS if topic not in made]
-    descriptions = _describe(client, settings) if len(others) > len(before) else before
+    descriptions = _await_leaders(client, settings)
     configs = _configs(client, settings, others) if others else {}
     reports = []
     for topic, spec in TOPICS.items():
@@ -150,19 +175,23 @@ def create_topics(settings: Settings) -> list[TopicReport]:
 def _offsets(
     client: AdminClient, settings: Settings, counts: dict[str, int], spec: OffsetSpec
 ) -> dict[str, int]:
-    """Sum over partitions of the earliest or latest offset, by table name."""
-    wanted = {
-        TopicPartition(settings.names[topic], partition): spec
-        for topic, count in counts.items()
-        for partition in range(count)
-    }
+    """Sum over partitions of the earliest or latest offset, by table name; a leader in the making is waited
+    for."""
     names = {settings.names[topic]: topic for topic in counts}
+    left = {TopicPartition(name, p) for name, topic in names.items() for p in range(counts[topic])}
     sums = dict.fromkeys(counts, 0)
-    for partition, future in client.list_offsets(wanted, request_timeout=TIMEOUT_S).items():
-        try:
-            sums[names[partition.topic]] += future.result().offset
-        except KafkaException as error:
-            raise _unavailable(settings, error) from error
+    deadline_s = time.monotonic() + TIMEOUT_S
+    while left:
+        futures = client.list_offsets(dict.fromkeys(left, spec), request_timeout=TIMEOUT_S)
+        for partition, future in futures.items():
+            try:
+                sums[names[partition.topic]] += future.result().offset
+            except KafkaException as error:
+                if error.args[0].code() not in _PASSING or time.monotonic() > deadline_s:
+                    raise _unavailable(settings, error) from error
+            else:
+                left.discard(partition)
+        time.sleep(0.02 if left else 0)
     return sums
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import msgspec
 import pytest
 from confluent_kafka.admin import NewPartitions  # type: ignore[attr-defined]
@@ -58,6 +60,10 @@ def test_topics_that_are_not_co_partitioned_are_refused(settings: Settings) -> N
     name = settings.names["requests"]
     client = admin(settings)
     client.create_partitions([NewPartitions(name, 6)], request_timeout=10)[name].result()
+    deadline_s = time.monotonic() + 10
+    while len(client.list_topics(name, timeout=5).topics[name].partitions) < 6:
+        assert time.monotonic() < deadline_s, "the broker does not show the added partitions"
+        time.sleep(0.02)
     with pytest.raises(TopicLayoutError, match=r"events has 4.*requests has 6"):
         check_layout(settings)
 

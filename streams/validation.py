@@ -164,6 +164,7 @@ class EventValidator:
             raw = parse_object(value, self._max_bytes, self._max_depth)
             event = _event(raw)
             weight = self._check_event(event)
+            misplaced = self._check_key(key, event.user_id, partition)
             time_ms = event_time(event.timestamp, kafka_time_ms + self._future_ms)
             if newest_time_ms - time_ms > self._lateness_ms:
                 behind_s, bound_s = (newest_time_ms - time_ms) / 1000, self._lateness_ms / 1000
@@ -171,7 +172,6 @@ class EventValidator:
                     Reason.LATE,
                     f"{behind_s:.0f} s older than its partition's newest; at most {bound_s:.0f} s",
                 )
-            misplaced = self._check_key(key, event.user_id, partition)
         except InvalidRecordError as bad:
             return Rejected(bad.reason, bad.message, partition, offset, kafka_time_ms)
         unknown = 0 if raw.keys() <= _EVENT_FIELDS else len(raw.keys() - _EVENT_FIELDS)

@@ -47,11 +47,12 @@ bench: $(STAMP) | need-maven ## event-to-recommendation latency beside a bare ec
 docs: $(STAMP) ## the JSON Schemas and the AsyncAPI document, from the code
 	$(PY) -m streams.schemas docs
 
-# Without a forced upgrade the versions that stand in the lock are kept: UPGRADE=--upgrade takes the newest.
+# The "." makes this checkout the one meaning of `freshet`: the package index has a stranger of that name, which the
+# dev group's reference to our own extras would bring in. Versions that stand in the lock are kept without UPGRADE.
 lock: $(STAMP) ## requirements.lock anew from pyproject.toml (UPGRADE=--upgrade for the newest)
-	$(PY) -m uv pip compile --quiet --universal --no-emit-index-url --python-version 3.11 \
-	  --custom-compile-command "make lock" --extra train --extra embedded --group dev $(UPGRADE) \
-	  pyproject.toml -o requirements.lock
+	echo . | $(PY) -m uv pip compile --quiet --universal --no-emit-index-url --no-emit-package freshet --no-annotate \
+	  --python-version 3.11 --custom-compile-command "make lock" --extra train --extra embedded --group dev $(UPGRADE) \
+	  pyproject.toml - -o requirements.lock
 
 clean: ## caches and build outputs
 	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .freshet
@@ -102,5 +103,5 @@ $(STAMP): requirements.lock pyproject.toml
 	else \
 	  $$pip install $$into -r requirements.lock; \
 	fi; \
-	$$pip install $$into --no-deps --no-build-isolation -e .; \
+	$$pip install $$into --no-deps -e .; \
 	touch $(STAMP)

@@ -74,20 +74,20 @@ need-maven:
 # uv installs in a tenth of pip's time; where it can't be had, pip does the same from the same lock. With TORCH=cpu
 # the lock only constrains: taken as a list it would bring the CUDA libraries along.
 $(STAMP): requirements.lock pyproject.toml
-	@set -e; found=; chosen=; \
-	for python in $(if $(PYTHON),"$(PYTHON)",$(PYTHONS)); do \
-	  "$$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || continue; found=1; \
-	  "$$python" -c 'import ensurepip, venv' 2>/dev/null || continue; chosen="$$python"; break; \
-	done; \
-	if [ -z "$$chosen" ]; then \
-	  if [ -n "$$found" ]; then \
-	    echo "make: Python lacks its venv or ensurepip module (Debian: apt-get install python3-venv)." >&2; \
+	@set -e; found=; chosen=; new_enough='import sys; sys.exit(sys.version_info < (3, 11))'; \
+	if ! $(PY) -c "$$new_enough" 2>/dev/null; then \
+	  for python in $(if $(PYTHON),"$(PYTHON)",$(PYTHONS)); do \
+	    "$$python" -c "$$new_enough" 2>/dev/null || continue; found=1; \
+	    "$$python" -c 'import ensurepip, venv' 2>/dev/null || continue; chosen="$$python"; break; \
+	  done; \
+	  if [ -n "$$chosen" ]; then \
+	    echo "make: $(VENV) with $$("$$chosen" --version)"; rm -rf $(VENV); "$$chosen" -m venv $(VENV); \
+	  elif [ -n "$$found" ]; then \
+	    echo "make: Python lacks its venv or ensurepip module (Debian: apt-get install python3-venv)." >&2; exit 1; \
 	  else \
-	    echo "make: no Python 3.11 or newer among: $(or $(PYTHON),$(PYTHONS)). Install one, or name it: make PYTHON=/path/to/python3.11" >&2; \
-	  fi; exit 1; \
-	fi; \
-	if ! $(PY) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then \
-	  echo "make: $(VENV) with $$("$$chosen" --version)"; rm -rf $(VENV); "$$chosen" -m venv $(VENV); \
+	    echo "make: no Python 3.11 or newer among: $(or $(PYTHON),$(PYTHONS))." >&2; \
+	    echo "      Install one, or name it: make PYTHON=/path/to/python3.11" >&2; exit 1; \
+	  fi; \
 	fi; \
 	$(PY) -m uv --version >/dev/null 2>&1 || $(PY) -m pip install --quiet --disable-pip-version-check uv \
 	  || echo "make: uv can't be had; pip installs, which takes longer" >&2; \

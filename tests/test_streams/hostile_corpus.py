@@ -30,7 +30,7 @@ class HostileRecord(NamedTuple):
 
 
 Fields = dict[str, Any]
-Made = bytes | None | Fields | tuple[bytes | None, bytes | None | Fields]
+Made = bytes | Fields | tuple[bytes | None, bytes | Fields | None] | None
 """A value, the fields of an event, or (key, either)."""
 
 
@@ -258,7 +258,7 @@ def _event(rng: random.Random, number: int, time_ms: int) -> Fields:
 
 
 def _headers(rng: random.Random, value: bytes | None) -> list[tuple[str, bytes | None]]:
-    """None, or some that a careless copy would change: bytes that aren't text, empty, null, one name twice."""
+    """None, or some that a careless copy would change: not text, empty, null, one name twice."""
     if (value is not None and len(value) > 1_000_000) or rng.random() < 0.5:
         return []
     return [

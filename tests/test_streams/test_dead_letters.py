@@ -1,0 +1,197 @@
+"""Dead letters: bytes untouched, headers that say why; against the real broker, up to its size limit."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from streams import __version__
+from streams.clients import consumer_config, make_consumer, make_producer, producer_config
+from streams.dead_letters import HEADER_PREFIX, MAX_BYTES, OVERHEAD_BYTES, Header, dead_letter
+from streams.rejects import Reason, Rejected
+from streams.settings import Settings
+from streams.topics import EVENT_MAX_BYTES
+from streams.validation import EventValidator
+from tests.test_streams.hostile_corpus import HostileRecord, hostile_records
+
+
+@dataclass
+class Record:
+    """A record in memory, with the methods that `confluent_kafka.Message` has."""
+
+    value_: bytes | None = b"v"
+    key_: bytes | None = b"k"
+    headers_: list[Header] | None = field(default_factory=list)
+
+    def key(self) -> bytes | None:
+        return self.key_
+
+    def value(self) -> bytes | None:
+        return self.value_
+
+    def headers(self) -> Sequence[Header] | None:
+        return self.headers_
+
+    def topic(self) -> str:
+        return "shop.events"
+
+    def partition(self) -> int:
+        return 7
+
+    def offset(self) -> int:
+        return 12_345_678_901
+
+    def timestamp(self) -> tuple[int, int]:
+        return 1, 1_700_000_000_123
+
+
+headers = st.lists(st.tuples(st.text(max_size=20), st.none() | st.binary(max_size=30)), max_size=8)
+bytes_or_null = st.none() | st.binary(max_size=200)
+
+
+@given(bytes_or_null, bytes_or_null, st.none() | headers, st.sampled_from(Reason), st.text(max_size=3000))
+def test_everything_that_came_is_kept_and_ours_is_added(
+    value: bytes | None, key: bytes | None, came: list[Header] | None, reason: Reason, message: str
+) -> None:
+    got_key, got_value, got = dead_letter(Record(value, key, came), reason, message)
+    assert (got_key, got_value) == (key, value)
+    n = len(came or ())
+    assert got[:n] == (came or [])
+    added = {
+        name.removeprefix(HEADER_PREFIX): content.decode() for name, content in got[n:] if content is not None
+    }
+    text = added.pop("message")
+    assert added == {
+        "reason": reason.value,
+        "topic": "shop.events",
+        "partition": "7",
+        "offset": "12345678901",
+        "timestamp": "1700000000123",
+        "version": __version__,
+    }
+    assert message.startswith(text)
+    assert len(text.encode()) <= 1024
+    assert text == message or len(text.encode()) > 1024 - 4
+
+
+def test_what_a_replayed_letter_carries_stays_and_the_last_header_is_the_present_one() -> None:
+    first = dead_letter(Record(), Reason.LATE, "first")
+    again = dead_letter(Record(headers_=first[2]), Reason.INVALID_ID, "second")
+    assert again[2][:7] == first[2]
+    assert dict(again[2])[HEADER_PREFIX + "reason"] == b"invalid_id"
+
+
+def size(letter: tuple[bytes | None, bytes | None, list[Header]]) -> int:
+    key, value, got = letter
+    return len(key or b"") + len(value or b"") + sum(len(n.encode()) + len(c or b"") for n, c in got)
+
+
+def test_the_largest_record_of_events_fits_with_all_its_headers() -> None:
+    flood: list[Header] = [(f"h{i}", b"x" * 90) for i in range(5000)]
+    value = b"v" * (EVENT_MAX_BYTES - sum(len(n) + len(c or b"") + 2 for n, c in flood) - 100)
+    letter = dead_letter(Record(value, b"k", flood), Reason.TOO_LARGE, "m" * 2000)
+    assert letter[1] == value
+    assert letter[2][:5000] == flood
+    assert size(letter) + OVERHEAD_BYTES < MAX_BYTES
+
+
+def test_what_cannot_fit_is_cut_and_said() -> None:
+    flood: list[Header] = [("h", b"x" * 100)] * 100
+    letter = dead_letter(Record(b"v" * 4000, b"k", flood), Reason.LATE, "m", max_bytes=8000)
+    kept = sum(1 for name, _ in letter[2] if name == "h")
+    assert letter[1] == b"v" * 4000
+    assert 0 < kept < 100
+    assert dict(letter[2])[HEADER_PREFIX + "headers_dropped"] == str(100 - kept).encode()
+    assert HEADER_PREFIX + "value_bytes" not in dict(letter[2])
+    cut = dead_letter(Record(b"v" * 9000, b"k", flood), Reason.LATE, "m", max_bytes=8000)
+    assert dict(cut[2])[HEADER_PREFIX + "headers_dropped"] == b"100"
+    assert dict(cut[2])[HEADER_PREFIX + "value_bytes"] == b"9000"
+    assert cut[1] is not None
+    assert b"v" * len(cut[1]) == cut[1]
+    assert size(cut) <= 8000
+
+
+def _produce(settings: Settings, topic: str, records: Sequence[HostileRecord]) -> None:
+    failed: list[object] = []
+    producer = make_producer(producer_config(settings))
+    for record in records:
+        producer.produce(
+            settings.names[topic],
+            value=record.value,
+            key=record.key,
+            headers=record.headers,
+            on_delivery=lambda error, _: failed.append(error) if error else None,
+        )
+        producer.poll(0)
+    assert producer.flush(60) == 0
+    assert failed == []
+
+
+def test_hostile_records_come_back_from_the_broker_byte_for_byte(settings: Settings) -> None:
+    """Producer to `events`, validator, `events-dlq`, reader: as the worker does it, without the worker."""
+    sent = hostile_records(300, seed=11, time_ms=int(time.time() * 1000))
+    _produce(settings, "events", sent)
+    validator = EventValidator(settings.validation)
+    consumer = make_consumer(consumer_config(settings, group="t-dead-letters"))
+    producer = make_producer(producer_config(settings))
+    reader = make_consumer(consumer_config(settings, group="t-dead-letters-reader"))
+    failed: list[object] = []
+    origins: dict[tuple[str, str], HostileRecord] = {}
+    try:
+        consumer.subscribe([settings.names["events"]])
+        letters = 0
+        deadline_s = time.monotonic() + 60
+        while letters < len(sent) and time.monotonic() < deadline_s:
+            for message in consumer.consume(100, 1.0):
+                assert message.error() is None
+                place = (int(message.partition() or 0), int(message.offset() or 0))
+                verdict = validator.decode_event(
+                    message.value(), message.key(), *place, message.timestamp()[1]
+                )
+                assert isinstance(verdict, Rejected)
+                key, value, got = dead_letter(message, verdict.reason, verdict.message)
+                producer.produce(
+                    settings.names["events-dlq"],
+                    value=value,
+                    key=key,
+                    headers=got,
+                    on_delivery=lambda error, _: failed.append(error) if error else None,
+                )
+                origins[str(place[0]), str(place[1])] = HostileRecord(
+                    message.key(), message.value(), list(message.headers() or ()), verdict.reason, ""
+                )
+                letters += 1
+        assert producer.flush(60) == 0
+        assert failed == []
+        reader.subscribe([settings.names["events-dlq"]])
+        read: Counter[tuple[object, ...]] = Counter()
+        while read.total() < len(sent) and time.monotonic() < deadline_s:
+            for message in reader.consume(100, 1.0):
+                got = list(message.headers() or ())
+                ours = dict(got[-7:])
+                origin = origins.pop(
+                    (
+                        (ours[HEADER_PREFIX + "partition"] or b"").decode(),
+                        (ours[HEADER_PREFIX + "offset"] or b"").decode(),
+                    )
+                )
+                assert (message.key(), message.value(), got[:-7]) == (
+                    origin.key,
+                    origin.value,
+                    origin.headers,
+                )
+                assert ours[HEADER_PREFIX + "reason"] == origin.reason.value.encode()
+                assert ours[HEADER_PREFIX + "topic"] == settings.names["events"].encode()
+                read[origin.key, origin.value, tuple(origin.headers)] += 1
+    finally:
+        consumer.close()
+        reader.close()
+    assert letters == len(sent)
+    assert read == Counter((record.key, record.value, tuple(record.headers)) for record in sent)
+    assert origins == {}
+    assert max(len(record.value or b"") for record in sent) == 1_048_400

@@ -1,0 +1,61 @@
+"""Incremental recommenders over contiguous arrays, under River's interface.
+
+Names load on first use: `online_models.settings` alone costs neither numba nor River.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from online_models.base import OnlineRanker
+    from online_models.covisitation import CoVisitation
+    from online_models.errors import OnlineModelError, SnapshotMismatchError
+    from online_models.factor_table import FactorTable
+    from online_models.isgd import ISGD
+    from online_models.item_state import ItemState
+    from online_models.item_table import ItemTable
+    from online_models.learning_batch import BatchRows, LearningBatch
+    from online_models.popularity import DecayedPopularity
+    from online_models.settings import ModelSettings
+
+__all__ = [
+    "ISGD",
+    "BatchRows",
+    "CoVisitation",
+    "DecayedPopularity",
+    "FactorTable",
+    "ItemState",
+    "ItemTable",
+    "LearningBatch",
+    "ModelSettings",
+    "OnlineModelError",
+    "OnlineRanker",
+    "SnapshotMismatchError",
+]
+
+_MODULE_OF = {
+    "ISGD": "isgd",
+    "BatchRows": "learning_batch",
+    "CoVisitation": "covisitation",
+    "DecayedPopularity": "popularity",
+    "FactorTable": "factor_table",
+    "ItemState": "item_state",
+    "ItemTable": "item_table",
+    "LearningBatch": "learning_batch",
+    "ModelSettings": "settings",
+    "OnlineModelError": "errors",
+    "OnlineRanker": "base",
+    "SnapshotMismatchError": "errors",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}; it offers {', '.join(__all__)}")
+    return getattr(importlib.import_module(f"{__name__}.{_MODULE_OF[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

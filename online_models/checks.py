@@ -1,0 +1,194 @@
+"""The contract of every online model, as checks that a test runs over all models that discovery finds.
+
+Each check takes a function that makes a fresh model, raises AssertionError with what differed, and returns
+nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import pkgutil
+from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
+
+import numpy as np
+
+import online_models
+from online_models.base import Context, OnlineRanker
+from online_models.learning_batch import LearningBatch
+
+__all__ = [
+    "Event",
+    "all_checks",
+    "check_batches_split_freely",
+    "check_finite_after_random_input",
+    "check_learn_many_is_learn_one",
+    "check_owner_and_replicas_are_one_process",
+    "check_predicting_changes_nothing",
+    "check_rank_orders_ties_by_id",
+    "check_snapshot_round_trip",
+    "discover_models",
+    "random_events",
+]
+
+Event = tuple[str, str, float, Context | None]
+MakeModel = Callable[[], OnlineRanker]
+
+
+def discover_models() -> list[type[OnlineRanker]]:
+    """Every concrete model defined in a module of this package, by name."""
+    found: dict[str, type[OnlineRanker]] = {}
+    for module_info in pkgutil.iter_modules(online_models.__path__):
+        module = importlib.import_module(f"online_models.{module_info.name}")
+        for name, value in inspect.getmembers(module, inspect.isclass):
+            if issubclass(value, OnlineRanker) and not inspect.isabstract(value):
+                found[name] = value
+    return [found[name] for name in sorted(found)]
+
+
+def all_checks() -> list[Callable[[MakeModel], None]]:
+    """Every check of this module that needs nothing but a model, by name."""
+    names = sorted(name for name in globals() if name.startswith("check_"))
+    return [globals()[name] for name in names]
+
+
+def random_events(n: int, seed: int = 0, users: int = 7, items: int = 12) -> list[Event]:
+    """Seeded events with repeats, disorder in time, negative, zero and large weights."""
+    rng = np.random.default_rng(seed)
+    weights = rng.choice([1.0, 1.0, 1.0, 0.1, 5.0, 1e6, 0.0, -0.5, -1.0, -1e6], size=n)
+    times = 1_600_000_000_000 + np.cumsum(rng.integers(-50_000, 4_000_000, size=n))
+    who, what = rng.integers(0, users, size=n), rng.integers(0, items, size=n)
+    return [
+        (
+            f"user-{who[k]}",
+            f"item-{what[k]}",
+            float(weights[k]),
+            {"timestamp": int(times[k]), "event_id": str(k)},
+        )
+        for k in range(n)
+    ]
+
+
+def check_predicting_changes_nothing(make: MakeModel) -> None:
+    """predict_one and rank, of the known and the unknown, leave every byte of state as it was."""
+    model = _learned(make(), random_events(60))
+    before = model.digest()
+    for user in ("user-0", "stranger"):
+        for item in ("item-0", "item-1", "never seen"):
+            value = model.predict_one(user, item)
+            assert np.isfinite(value), f"predict_one({user!r}, {item!r}) is {value}"
+        model.rank(user, ["item-0", "item-1", "never seen"])
+    assert model.digest() == before, "predicting changed the state"
+
+
+def check_learn_many_is_learn_one(make: MakeModel) -> None:
+    """learn_many on a stream equals learn_one on each of its events, bit for bit."""
+    events = random_events(80)
+    one_by_one = _learned(make(), events)
+    together = make()
+    users, items, rewards, contexts = zip(*events, strict=True)
+    together.learn_many(users, items, rewards, contexts)
+    _assert_equal(one_by_one, together, "learn_one and learn_many")
+
+
+def check_batches_split_freely(make: MakeModel, cuts: Sequence[int] = (1, 7, 8, 33)) -> None:
+    """A replica that reads the log in other batches ends in the same item state."""
+    log = _log_of(make(), random_events(60))
+    whole, parts = make(), make()
+    record = LearningBatch.concat(log)
+    _replicate(whole, record)
+    edges = [0, *sorted({min(cut, len(record)) for cut in cuts}), len(record)]
+    for start, stop in pairwise(edges):
+        _replicate(parts, record.slice(start, stop))
+    _assert_equal(whole, parts, f"one batch and batches cut at {list(cuts)}")
+
+
+def check_owner_and_replicas_are_one_process(make: MakeModel) -> None:
+    """Two owners with a replica each, at zero delay of the log, end where one process does."""
+    events = random_events(80)
+    single, owners = make(), (make(), make())
+    for event in events:
+        single.learn_one(*event)
+        owner = owners[int(event[0].removeprefix("user-")) % 2]
+        record = owner.learn_user([event])
+        for replica in owners:
+            _replicate(replica, record)
+        same = owner.predict_one(event[0], event[1]) == single.predict_one(event[0], event[1])
+        assert same, f"owner and single process predict differently after {event}"
+    for number, replica in enumerate(owners):
+        _assert_equal(single, replica, f"one process and replica {number}")
+
+
+def check_snapshot_round_trip(make: MakeModel) -> None:
+    """A restored model has the same bytes, and goes on learning to the same bytes."""
+    events = random_events(120)
+    model = _learned(make(), events[:80])
+    restored = make()
+    restored.from_arrays(model.to_arrays())
+    assert restored.digest() == model.digest(), "a restored model has other bytes"
+    _learned(model, events[80:])
+    _learned(restored, events[80:])
+    assert restored.digest() == model.digest(), "a restored model learns differently"
+
+
+def check_finite_after_random_input(make: MakeModel) -> None:
+    """Weights of every sign and size, repeats and disorder leave finite state and scores."""
+    model = _learned(make(), random_events(400, seed=1, users=3, items=5))
+    for name, array in model.to_arrays().items():
+        if np.issubdtype(array.dtype, np.floating):
+            assert np.isfinite(array).all(), f"{name} has values that are not finite"
+    for item in model.items.ids:
+        assert np.isfinite(model.predict_one("user-0", item)), f"score of {item} is not finite"
+
+
+def check_rank_orders_ties_by_id(make: MakeModel) -> None:
+    """rank is by falling prediction, then item id, in whatever order the items come."""
+    model = _learned(make(), random_events(30))
+    items = [f"item-{k}" for k in range(12)] + [f"new-{k}" for k in range(8)]
+    expected = sorted(items, key=lambda item: (-model.predict_one("user-1", item), item))
+    for given in (items, items[::-1], set(items)):
+        assert model.rank("user-1", given) == expected, "rank differs from sorted (-prediction, id)"
+
+
+def _learned(model: OnlineRanker, events: Sequence[Event]) -> OnlineRanker:
+    for event in events:
+        model.learn_one(*event)
+    return model
+
+
+def _log_of(model: OnlineRanker, events: Sequence[Event]) -> list[LearningBatch]:
+    log: list[LearningBatch] = []
+    for event in events:
+        log.append(model.learn_user([event]))
+        _replicate(model, log[-1])
+    return list(_padded(log))
+
+
+def _padded(log: Sequence[LearningBatch]) -> Iterator[LearningBatch]:
+    """Records with equally many columns, as a log writer would pack them."""
+    recent = max(record.recent.shape[1] for record in log)
+    negatives = max(record.negatives.shape[1] for record in log)
+    for record in log:
+        record.recent = _widened(record.recent, recent)
+        record.negatives = _widened(record.negatives, negatives)
+        yield record
+
+
+def _widened(
+    column: np.ndarray[tuple[int, ...], np.dtype[np.int32]], width: int
+) -> np.ndarray[tuple[int, ...], np.dtype[np.int32]]:
+    return np.pad(column, ((0, 0), (0, width - column.shape[1])), constant_values=-1)
+
+
+def _replicate(model: OnlineRanker, record: LearningBatch) -> None:
+    record.validate()
+    model.apply(record, model.items.resolve(record))
+
+
+def _assert_equal(left: OnlineRanker, right: OnlineRanker, what: str) -> None:
+    """Items and item state are equal byte for byte; the users' own state may live elsewhere."""
+    assert left.items.ids == right.items.ids, f"{what}: items differ"
+    ours, theirs = left.item_arrays(), right.item_arrays()
+    for name in ours:
+        assert ours[name].tobytes() == theirs[name].tobytes(), f"{what}: {name} differs"

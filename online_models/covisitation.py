@@ -1,0 +1,252 @@
+"""Co-visitation: what people used near what you just used."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+
+from online_models import kernels
+from online_models.base import Arrays, OnlineRanker, contiguous_rows, extended
+from online_models.forward_decay import half_lives_since, halvings_due, require_half_life
+from online_models.learning_batch import BatchRows, LearningBatch
+
+__all__ = ["CoVisitation"]
+
+_NO_ROWS = np.empty((1, 0), dtype=np.int32)
+
+
+class CoVisitation(OnlineRanker):
+    r"""Decayed item-to-item co-occurrence, normalised by both items' counts, asked with the recent items.
+
+    When a user with recent items h_0, h_1, ... (newest first) has an event on item i of weight w,
+
+    $$T_{h_r,i} \mathrel{+}= w g^r, \quad T_{i,h_r} \mathrel{+}= w g^r b \quad (r < W)$$
+
+    $$c_i \mathrel{+}= |w|$$
+
+    $$\mathrm{score}(i) = \sum_{r<L} \frac{d^r\, T_{h_r,i}}{(c_{h_r}+s)^\alpha (c_i+s)^\beta}$$
+
+    Rows of T are sparse, at most `row_capacity` entries each: a full row drops its lighter half. Learning
+    touches 2W entries, whatever the size of the catalogue. With a half-life, T, c and the shrinkage as it
+    stood at an item's last event fade together by event time (forward decay, Cormode et al. 2009), and a
+    late event counts with its age.
+
+    Parameters: window W, gap_decay g, backward_weight b, query_length L, query_decay d, source_exponent
+    alpha, target_exponent beta, shrinkage s, row_capacity, half_life_s (seconds of event time; 0 = no
+    decay), seed (unused).
+
+    References: Huang et al., TencentRec: Real-time Stream Recommendation in Practice, SIGMOD 2015. Ludewig
+    and Jannach, Evaluation of session-based recommendation algorithms, UMUAI 2018.
+
+    >>> model = CoVisitation()
+    >>> for item in ["bread", "milk", "tea"]:
+    ...     model.learn_one("ann", item)
+    >>> model.learn_one("bob", "bread")
+    >>> round(model.predict_one("bob", "milk"), 6), model.predict_one("bob", "unknown")
+    (0.707107, 0.0)
+    >>> model.rank("bob", ["tea", "milk", "unknown"])
+    ['milk', 'tea', 'unknown']
+    """
+
+    def __init__(
+        self,
+        window: int = 10,
+        gap_decay: float = 1.0,
+        backward_weight: float = 1.0,
+        query_length: int = 10,
+        query_decay: float = 0.8,
+        source_exponent: float = 0.5,
+        target_exponent: float = 0.25,
+        shrinkage: float = 0.0,
+        row_capacity: int = 1024,
+        half_life_s: float = 0.0,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(seed=seed)
+        if not 8 <= row_capacity <= 16_384 or row_capacity & (row_capacity - 1):
+            raise ValueError(f"row_capacity is {row_capacity}, but a power of two from 8 to 16384 is needed")
+        if not (0.0 <= gap_decay <= 1.0 and 0.0 <= query_decay <= 1.0):
+            raise ValueError(f"gap_decay {gap_decay} and query_decay {query_decay} must lie in 0 to 1")
+        require_half_life(half_life_s)
+        self.window = window
+        self.gap_decay = gap_decay
+        self.backward_weight = backward_weight
+        self.query_length = query_length
+        self.query_decay = query_decay
+        self.source_exponent = source_exponent
+        self.target_exponent = target_exponent
+        self.shrinkage = shrinkage
+        self.row_capacity = row_capacity
+        self.half_life_s = half_life_s
+        self._clear()
+
+    def apply(self, batch: LearningBatch, rows: BatchRows) -> None:
+        self._reserve_rows(len(self.items))
+        event, n = 0, len(batch)
+        while event < n:
+            self._rescale(int(batch.time_ms[event]))
+            self._reserve_slots()
+            event = kernels.covisitation_learn(
+                event, rows.item, rows.recent, batch.weight, batch.time_ms,
+                self._pool, self._count, self._source_norm, self._target_norm, self._clock,
+                self.window, self.gap_decay, self.backward_weight, self.source_exponent, self.target_exponent,
+                self.shrinkage, self.half_life_s * 1000.0, self.row_capacity,
+            )  # fmt: skip
+
+    def retrieve(
+        self, recent_rows: NDArray[np.int32], k: int, exclude_rows: NDArray[np.int32] | None = None
+    ) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+        """Best related items of n users at once.
+
+        recent_rows int32[n, L]: recent items, newest first, -1 padded. exclude_rows int32[n, E]: never
+        returned, -1 padded. Returns rows int32[n, k] (-1 padded) and scores float32[n, k] (0 padded), by
+        falling score, then row; items without a positive score are left out.
+        """
+        n = len(recent_rows)
+        rows, scores = np.full((n, k), -1, dtype=np.int32), np.zeros((n, k), dtype=np.float32)
+        exclude = np.broadcast_to(_NO_ROWS, (n, 0)) if exclude_rows is None else exclude_rows
+        known = len(self._total)
+        kernels.covisitation_retrieve(
+            contiguous_rows(recent_rows), contiguous_rows(np.where(exclude < known, exclude, -1)), self._pool,
+            self._source_norm, self._target_norm, self._scale(), self.query_length, self.query_decay,
+            self._total, self._touched, rows, scores,
+        )  # fmt: skip
+        return rows, scores
+
+    def score(self, recent_rows: NDArray[np.int32], candidate_rows: NDArray[np.int32]) -> NDArray[np.float32]:
+        """Scores float32[n, C] of candidate_rows int32[n, C] (or -1) for recent_rows int32[n, L]; else 0."""
+        out = np.zeros(candidate_rows.shape, dtype=np.float32)
+        kernels.covisitation_score(
+            contiguous_rows(recent_rows), contiguous_rows(candidate_rows), self._pool,
+            self._source_norm, self._target_norm, self._scale(), self.query_length, self.query_decay, out,
+        )  # fmt: skip
+        return out
+
+    def contributions(self, recent_rows: NDArray[np.int32], item_row: int) -> NDArray[np.float32]:
+        """What each recent item, int32[L], newest first, adds to item_row's score: float32[L]."""
+        alone = np.full((len(recent_rows), len(recent_rows)), -1, dtype=np.int32)
+        np.fill_diagonal(alone, recent_rows)  # each query holds one recent item, at its own position
+        return self.score(alone, np.full((len(recent_rows), 1), item_row, dtype=np.int32))[:, 0]
+
+    def score_rows(self, user: str, rows: NDArray[np.int32]) -> NDArray[np.float32]:
+        scores: NDArray[np.float32] = self.score(self.recent_rows(user, self.query_length), rows[None, :])[0]
+        return scores
+
+    def item_arrays(self) -> Arrays:
+        n, pool = len(self.items), self._pool
+        lengths = pool.length[:n].astype(np.int64)
+        within = np.arange(int(lengths.sum())) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+        used = np.repeat(pool.start[:n], lengths) + within
+        return {
+            "covisitation.lengths": pool.length[:n].copy(),
+            "covisitation.keys": pool.keys[used],
+            "covisitation.values": pool.values[used],
+            "covisitation.count": self._count[:n].copy(),
+            "covisitation.source_norm": self._source_norm[:n].copy(),
+            "covisitation.target_norm": self._target_norm[:n].copy(),
+            "covisitation.clock": self._clock.copy(),
+        }
+
+    def load_item_arrays(self, arrays: Mapping[str, NDArray[np.generic]]) -> None:
+        self._clear()
+        n = len(self.items)
+        self._reserve_rows(n)
+        self._count[:n] = arrays["covisitation.count"]
+        self._source_norm[:n] = arrays["covisitation.source_norm"]
+        self._target_norm[:n] = arrays["covisitation.target_norm"]
+        self._clock[:] = arrays["covisitation.clock"]
+        self._load_rows(
+            arrays["covisitation.lengths"].astype(np.int64),
+            arrays["covisitation.keys"].astype(np.int32),
+            arrays["covisitation.values"].astype(np.float32),
+        )
+
+    def _load_rows(
+        self, lengths: NDArray[np.int64], keys: NDArray[np.int32], values: NDArray[np.float32]
+    ) -> None:
+        """Lay the rows out one behind the other, each in the smallest block that holds it."""
+        n, pool = len(lengths), self._pool
+        blocks = np.ceil(np.log2(np.maximum(lengths, kernels.SMALLEST_BLOCK))).astype(np.int64)
+        pool.capacity[:n] = np.where(lengths > 0, 1 << blocks, 0)
+        ends = np.cumsum(pool.capacity[:n].astype(np.int64))
+        pool.start[:n] = ends - pool.capacity[:n]
+        pool.length[:n] = lengths
+        pool.top[0] = ends[-1] if n else 0
+        self._reserve_slots()
+        within = np.arange(len(keys)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+        slots = np.repeat(pool.start[:n], lengths) + within
+        self._pool.keys[slots] = keys
+        self._pool.values[slots] = values
+        kernels.rebuild_index(self._pool, n)
+
+    def _clear(self) -> None:
+        self._pool = kernels.RowPool(
+            start=np.zeros(0, dtype=np.int64),
+            length=np.zeros(0, dtype=np.int32),
+            capacity=np.zeros(0, dtype=np.int32),
+            keys=np.zeros(0, dtype=np.int32),
+            values=np.zeros(0, dtype=np.float32),
+            slots=np.full(0, -1, dtype=np.int16),
+            free=np.full(16, -1, dtype=np.int64),
+            top=np.zeros(1, dtype=np.int64),
+        )
+        self._count = np.zeros(0, dtype=np.float64)
+        self._source_norm = np.zeros(0, dtype=np.float32)
+        self._target_norm = np.zeros(0, dtype=np.float32)
+        self._clock = np.full(2, -1, dtype=np.int64)  # landmark, newest event; ms, -1 = no event yet
+        self._total = np.zeros(0, dtype=np.float32)
+        self._touched = np.zeros(self.query_length * self.row_capacity, dtype=np.int32)
+
+    def _reserve_rows(self, n: int) -> None:
+        have = len(self._count)
+        if n <= have:
+            return
+        extra = max(n, 2 * have, 64) - have
+        pool = self._pool
+        self._pool = pool._replace(
+            start=extended(pool.start, extra),
+            length=extended(pool.length, extra),
+            capacity=extended(pool.capacity, extra),
+        )
+        self._count = extended(self._count, extra)
+        self._source_norm = extended(self._source_norm, extra)
+        self._target_norm = extended(self._target_norm, extra)
+        self._total = extended(self._total, extra)
+
+    def _reserve_slots(self) -> None:
+        """Room for one event's worst case: its item's row grown to the full, each other row grown once."""
+        pool = self._pool
+        needed = int(pool.top[0]) + (self.window + 2) * self.row_capacity
+        have = len(pool.keys)
+        if needed > have:
+            extra = max(needed, 2 * have) - have
+            self._pool = pool._replace(
+                keys=extended(pool.keys, extra),
+                values=extended(pool.values, extra),
+                slots=extended(pool.slots, 2 * extra),
+            )
+
+    def _rescale(self, time_ms: int) -> None:
+        """Move the landmark on by whole half-lives: each weight is multiplied by an exact power of two."""
+        halvings = halvings_due(time_ms, self._clock, self.half_life_s)
+        if halvings == 0:
+            return
+        factor = 2.0**-halvings
+        self._pool.values[: int(self._pool.top[0])] *= np.float32(factor)
+        self._count *= factor
+        gone = self._count < kernels.GONE_COUNT
+        self._count[gone] = 0.0
+        for norm, exponent in (
+            (self._source_norm, self.source_exponent),
+            (self._target_norm, self.target_exponent),
+        ):
+            norm[gone] = 0.0
+            norm[~gone] *= np.float32(2.0 ** (min(halvings, 100) * exponent))
+        self._clock[0] += round(halvings * self.half_life_s * 1000.0)
+
+    def _scale(self) -> float:
+        """What brings a stored score to its present value: 2**(-age (1 - alpha - beta) / half-life)."""
+        half_lives = half_lives_since(self._clock, self.half_life_s)
+        return float(2.0 ** (-half_lives * (1.0 - self.source_exponent - self.target_exponent)))

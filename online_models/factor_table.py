@@ -1,0 +1,98 @@
+"""A growing table of vectors whose start values depend on the seed and the id alone."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["FactorTable", "start_vectors"]
+
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+_MIX_1 = np.uint64(0xBF58476D1CE4E5B9)
+_MIX_2 = np.uint64(0x94D049BB133111EB)
+_LOW_16_BITS = np.uint64(0xFFFF)
+
+
+def start_vectors(seed: int, ids: Sequence[str], dimension: int, scale: float) -> NDArray[np.float32]:
+    """Start vectors float32[n, dimension], close to normal(0, scale), a function of (seed, id) only.
+
+    BLAKE2b of the id, keyed by the seed, starts a SplitMix64 sequence (Steele, Lea and Flood 2014). The four
+    16-bit fields of each draw are summed (Irwin and Hall): mean 2, variance 1/3. Only exact integer and IEEE
+    arithmetic, no math library, so every machine gets the same bits.
+
+    >>> start_vectors(0, ["milk"], 4, 0.1).astype(float).round(3).tolist()
+    [[0.023, -0.075, 0.016, -0.01]]
+    """
+    key = seed.to_bytes(8, "little")
+    hashes = [hashlib.blake2b(item_id.encode(), key=key, digest_size=8).digest() for item_id in ids]
+    start = np.frombuffer(b"".join(hashes), dtype="<u8").astype(np.uint64)
+    draws = _splitmix64(start[:, None] + np.arange(1, dimension + 1, dtype=np.uint64) * _GOLDEN)
+    fields = sum((draws >> np.uint64(shift)) & _LOW_16_BITS for shift in (0, 16, 32, 48))
+    uniform_sum = (np.asarray(fields, dtype=np.float64) + 2.0) / 65_536.0  # each field sits mid-cell
+    vectors: NDArray[np.float32] = ((uniform_sum - 2.0) * (np.sqrt(3.0) * scale)).astype(np.float32)
+    return vectors
+
+
+class FactorTable:
+    """Rows of float32[dimension], contiguous, grown by doubling; a new row holds its id's start vector.
+
+    >>> table = FactorTable(dimension=2, seed=7)
+    >>> table.ensure(["milk", "bread"])
+    >>> len(table), bool((table.rows[1] == table.start_vectors(["bread"])[0]).all())
+    (2, True)
+    """
+
+    __slots__ = ("_length", "_storage", "dimension", "scale", "seed")
+
+    def __init__(self, dimension: int, seed: int = 0, scale: float = 0.1) -> None:
+        self.dimension = dimension
+        self.seed = seed
+        self.scale = scale
+        self._length = 0
+        self._storage: NDArray[np.float32] = np.zeros((16, dimension), dtype=np.float32)
+
+    def __len__(self) -> int:
+        return self._length
+
+    @property
+    def rows(self) -> NDArray[np.float32]:
+        """View float32[n, dimension] of the rows in use; `ensure` may move them, so don't keep it."""
+        return self._storage[: self._length]
+
+    def ensure(self, ids: Sequence[str]) -> None:
+        """Make the table as long as `ids`, row r holding the start vector of ids[r] until it is learned."""
+        first, wanted = self._length, len(ids)
+        if wanted <= first:
+            return
+        if wanted > len(self._storage):
+            grown = np.zeros((max(wanted, 2 * len(self._storage)), self.dimension), dtype=np.float32)
+            grown[:first] = self._storage[:first]
+            self._storage = grown
+        self._storage[first:wanted] = self.start_vectors(ids[first:])
+        self._length = wanted
+
+    def start_vectors(self, ids: Sequence[str]) -> NDArray[np.float32]:
+        """Start vectors float32[n, dimension] of ids, whether or not they have rows."""
+        return start_vectors(self.seed, ids, self.dimension, self.scale)
+
+    def to_arrays(self, name: str) -> dict[str, NDArray[np.generic]]:
+        """The rows in use, under `name`."""
+        return {name: self.rows.copy()}
+
+    def load(self, name: str, arrays: Mapping[str, NDArray[np.generic]]) -> None:
+        """Take the rows of `to_arrays`. Raises ValueError when their dimension is another."""
+        rows = arrays[name]
+        if rows.ndim != 2 or rows.shape[1] != self.dimension:
+            raise ValueError(f"{name}: shape {list(rows.shape)}, but [any, {self.dimension}] is needed")
+        self._storage = np.zeros((max(16, len(rows)), self.dimension), dtype=np.float32)
+        self._storage[: len(rows)] = rows
+        self._length = len(rows)
+
+
+def _splitmix64(state: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    mixed = (state ^ (state >> np.uint64(30))) * _MIX_1
+    mixed = (mixed ^ (mixed >> np.uint64(27))) * _MIX_2
+    return mixed ^ (mixed >> np.uint64(31))

@@ -1,0 +1,174 @@
+"""The replicated item state of a worker: every model that the learning log feeds, as one bundle."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+
+import llvmlite.binding  # type: ignore[import-untyped]  # ships no types
+import msgspec
+import numba
+import numpy as np
+import safetensors.numpy
+from numpy.typing import NDArray
+
+from online_models.base import Arrays, digest_arrays
+from online_models.covisitation import CoVisitation
+from online_models.errors import SnapshotMismatchError
+from online_models.isgd import ISGD
+from online_models.item_table import ItemTable
+from online_models.kernels import KERNEL_VERSION
+from online_models.learning_batch import LearningBatch
+from online_models.popularity import DecayedPopularity
+from online_models.settings import ModelSettings
+
+__all__ = ["ItemState", "ModelSettings", "settings_digest", "warm_up"]
+
+SNAPSHOT_FORMAT = 1
+
+
+class ItemState:
+    """Items, co-visitation, popularity and factors at one offset of the learning log.
+
+    Equal settings, CPU target and log give equal bytes, however the log is cut into batches. `offset` is the
+    next offset of the log to apply; the caller moves it. One thread at a time.
+
+    >>> state = ItemState(ModelSettings())
+    >>> copy = ItemState.from_bytes(state.settings, state.to_bytes())
+    >>> copy.offset, len(copy.items), copy.digest() == state.digest()
+    (0, 0, True)
+    """
+
+    def __init__(self, settings: ModelSettings) -> None:
+        self.settings = settings
+        self.settings_digest = settings_digest(settings)
+        self.offset = 0
+        self.covisitation = CoVisitation(**msgspec.structs.asdict(settings.covisitation), seed=settings.seed)
+        self.popularity = DecayedPopularity(**msgspec.structs.asdict(settings.popularity), seed=settings.seed)
+        self.factors = ISGD(**msgspec.structs.asdict(settings.factors), seed=settings.seed)
+        self._models = (self.covisitation, self.popularity, self.factors)
+        self._share(ItemTable())
+
+    def apply(self, batch: LearningBatch) -> None:
+        """Learn one record of the log into every model. A bad batch raises ValueError and changes nothing."""
+        batch.validate()
+        if (have := batch.user_before.shape[1]) != self.factors.dimension:
+            raise ValueError(f"user_before: {have} dimensions, but settings say {self.factors.dimension}")
+        rows = self.items.resolve(batch)
+        for model in self._models:
+            model.apply(batch, rows)
+
+    def start_users(self, users: Sequence[str]) -> NDArray[np.float32]:
+        """Factors float32[n, d] of users never seen."""
+        return self.factors.start_users(users)
+
+    def learn_users(
+        self,
+        before: NDArray[np.float32],
+        item_ids: Sequence[str],
+        weight: NDArray[np.float32],
+        event_hash: NDArray[np.uint64],
+    ) -> tuple[NDArray[np.float32], list[list[str]]]:
+        """The owner's step, as `ISGD.learn_users`; changes no item state."""
+        return self.factors.learn_users(before, item_ids, weight, event_hash)
+
+    def digest(self) -> str:
+        """SHA-256 (hex) over ids and every model's arrays in use, not over the offset."""
+        return digest_arrays(self.to_arrays())
+
+    def to_arrays(self) -> Arrays:
+        """All arrays in use; those of two equal states are equal byte for byte."""
+        arrays = self.items.to_arrays()
+        for model in self._models:
+            arrays.update(model.item_arrays())
+        return arrays
+
+    def from_arrays(self, arrays: Mapping[str, NDArray[np.generic]]) -> None:
+        """Replace the state by that of `to_arrays` under the same settings. The offset is left alone."""
+        self._share(ItemTable.from_arrays(arrays))
+        for model in self._models:
+            model.load_item_arrays(arrays)
+
+    def to_bytes(self) -> bytes:
+        """A snapshot in safetensors' format; the metadata says format, settings digest and offset."""
+        metadata = {
+            "format": str(SNAPSHOT_FORMAT),
+            "settings_digest": self.settings_digest,
+            "offset": str(self.offset),
+        }
+        return bytes(safetensors.numpy.save(self.to_arrays(), metadata=metadata))
+
+    @classmethod
+    def from_bytes(cls, settings: ModelSettings, data: bytes) -> ItemState:
+        """State of a snapshot. Raises SnapshotMismatchError for another format, settings, kernels or CPU
+        target, and safetensors' own error for bytes that are no snapshot.
+        """
+        arrays = safetensors.numpy.load(data)  # first: it checks the header that is read next
+        metadata = _read_metadata(data)
+        if metadata.get("format") != str(SNAPSHOT_FORMAT):
+            raise SnapshotMismatchError(
+                f"snapshot has format {metadata.get('format')}, this program reads {SNAPSHOT_FORMAT}; "
+                "delete the snapshot and rebuild the item state from the learning log"
+            )
+        state = cls(settings)
+        if metadata["settings_digest"] != state.settings_digest:
+            raise SnapshotMismatchError(
+                f"snapshot was made under settings digest {metadata['settings_digest']}, this process has "
+                f"{state.settings_digest} (model settings, kernel version, CPU target, numba, numpy); "
+                "restore those, or delete the snapshot and rebuild the item state from the learning log"
+            )
+        state.from_arrays(arrays)
+        state.offset = int(metadata["offset"])
+        return state
+
+    def _share(self, items: ItemTable) -> None:
+        self.items = items
+        for model in self._models:
+            model.items = items
+
+
+def settings_digest(settings: ModelSettings) -> str:
+    """SHA-256 (hex) over all that decides the state's bits: settings, kernels, compiler, target CPU."""
+    target = {
+        "settings": msgspec.to_builtins(settings),
+        "kernel_version": KERNEL_VERSION,
+        "cpu_name": _cpu_setting("CPU_NAME") or llvmlite.binding.get_host_cpu_name(),
+        "cpu_features": _cpu_setting("CPU_FEATURES") or llvmlite.binding.get_host_cpu_features().flatten(),
+        "numba": numba.__version__,
+        "numpy": np.__version__,
+    }
+    return hashlib.sha256(json.dumps(target, sort_keys=True).encode()).hexdigest()
+
+
+def _cpu_setting(name: str) -> str | None:
+    """What NUMBA_CPU_NAME and NUMBA_CPU_FEATURES force, if anything; numba sets these names at run time."""
+    value: str | None = getattr(numba.config, name)
+    return value
+
+
+def warm_up(settings: ModelSettings) -> None:
+    """Compile every kernel, or load it from numba's cache, before the first event has to wait for it."""
+    state = ItemState(settings)
+    before = state.start_users(["warm-up"])
+    after, _ = state.learn_users(before, ["a"], np.ones(1, dtype=np.float32), np.zeros(1, dtype=np.uint64))
+    none = np.zeros((1, 1), dtype=np.int32)
+    state.apply(
+        LearningBatch(
+            item_ids=["a"], item=none[0], recent=none - 1, time_ms=np.zeros(1, dtype=np.int64),
+            weight=np.ones(1, dtype=np.float32), event_type=np.zeros(1, dtype=np.uint8),
+            user_before=before, user_after=after, negatives=none - 1,
+        )
+    )  # fmt: skip
+    state.from_arrays(state.to_arrays())
+    state.covisitation.retrieve(none, 1)
+    state.covisitation.score(none, none)
+    state.factors.retrieve(after, 1)
+    state.factors.score(after, none)
+
+
+def _read_metadata(data: bytes) -> dict[str, str]:
+    """The metadata of safetensors: 8 bytes of little-endian header length, then the header as JSON."""
+    length = int.from_bytes(data[:8], "little")
+    header: dict[str, dict[str, str]] = json.loads(data[8 : 8 + length])
+    return header.get("__metadata__", {})

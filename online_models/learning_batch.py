@@ -1,0 +1,149 @@
+"""What the learning log carries: interactions in log order, by columns, with their users' context."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["BatchRows", "LearningBatch"]
+
+MAX_TIME_MS = 253_402_300_799_999
+"""End of the year 9999, in ms since the epoch: a time beyond it is a unit mistaken (microseconds for ms)."""
+MAX_ABS_WEIGHT = 1e6
+"""Keeps float32 sums of 1e6 such weights, forward decay's growth of 2**20 included, below overflow."""
+
+
+@dataclass(slots=True)
+class BatchRows:
+    """Rows of an `ItemTable`, -1 = none: item int32[n], recent int32[n, R], negatives int32[n, m]."""
+
+    item: NDArray[np.int32]
+    recent: NDArray[np.int32]
+    negatives: NDArray[np.int32]
+
+
+@dataclass(slots=True)
+class LearningBatch:
+    """n interactions in log order, with R recent items, m negatives and d factor dimensions (each may be 0).
+
+    item_ids: distinct ids that the columns index into; item int32[n]; recent int32[n, R], the user's items
+    before this event, newest first, -1 padded; time_ms int64[n]; weight float32[n], may be negative;
+    event_type uint8[n]; user_before and user_after float32[n, d], the user's factor before and after the
+    owner learned this event; negatives int32[n, m], -1 = none.
+    """
+
+    item_ids: list[str]
+    item: NDArray[np.int32]
+    recent: NDArray[np.int32]
+    time_ms: NDArray[np.int64]
+    weight: NDArray[np.float32]
+    event_type: NDArray[np.uint8]
+    user_before: NDArray[np.float32]
+    user_after: NDArray[np.float32]
+    negatives: NDArray[np.int32]
+
+    def __len__(self) -> int:
+        return len(self.item)
+
+    def validate(self) -> None:
+        """Check types, shapes, ranges and finiteness. Raises ValueError naming the column and the numbers."""
+        n = len(self.item)
+        _check_type("item", self.item, np.int32, (n,))
+        _check_type("recent", self.recent, np.int32, (n, None))
+        _check_type("time_ms", self.time_ms, np.int64, (n,))
+        _check_type("weight", self.weight, np.float32, (n,))
+        _check_type("event_type", self.event_type, np.uint8, (n,))
+        _check_type("user_before", self.user_before, np.float32, (n, None))
+        _check_type("user_after", self.user_after, np.float32, self.user_before.shape)
+        _check_type("negatives", self.negatives, np.int32, (n, None))
+        if len(set(self.item_ids)) != len(self.item_ids):
+            raise ValueError(
+                f"item_ids: {len(self.item_ids)} ids, but only {len(set(self.item_ids))} of them distinct"
+            )
+        last = len(self.item_ids) - 1
+        _check_range("item", self.item, 0, last)
+        _check_range("recent", self.recent, -1, last)
+        _check_range("negatives", self.negatives, -1, last)
+        _check_range("time_ms", self.time_ms, 0, MAX_TIME_MS)
+        _check_range("weight", self.weight, -MAX_ABS_WEIGHT, MAX_ABS_WEIGHT)
+        _check_finite("user_before", self.user_before)
+        _check_finite("user_after", self.user_after)
+
+    def slice(self, start: int, stop: int) -> LearningBatch:
+        """Interactions start to stop - 1, in the same order; the id list is cut to what they use."""
+        columns = [self.item[start:stop], self.recent[start:stop], self.negatives[start:stop]]
+        used = np.unique(np.concatenate([column.ravel() for column in columns]))
+        used = used[used >= 0]
+        new_index = np.full(len(self.item_ids) + 1, -1, dtype=np.int32)
+        new_index[used] = np.arange(len(used), dtype=np.int32)
+        return LearningBatch(
+            item_ids=[self.item_ids[index] for index in used.tolist()],
+            item=new_index[columns[0]],
+            recent=new_index[columns[1]],
+            time_ms=self.time_ms[start:stop],
+            weight=self.weight[start:stop],
+            event_type=self.event_type[start:stop],
+            user_before=self.user_before[start:stop],
+            user_after=self.user_after[start:stop],
+            negatives=new_index[columns[2]],
+        )
+
+    @classmethod
+    def concat(cls, batches: Sequence[LearningBatch]) -> LearningBatch:
+        """One batch of all of them, in order. Raises ValueError when R, m or d differ, or there is none."""
+        if not batches:
+            raise ValueError("concat needs at least one batch, got 0")
+        index_of: dict[str, int] = {}
+        maps = [
+            np.array(
+                [index_of.setdefault(item_id, len(index_of)) for item_id in batch.item_ids] + [-1],
+                dtype=np.int32,
+            )
+            for batch in batches
+        ]
+        pairs = list(zip(maps, batches, strict=True))
+        return cls(
+            item_ids=list(index_of),
+            item=np.concatenate([index[batch.item] for index, batch in pairs]),
+            recent=np.concatenate([index[batch.recent] for index, batch in pairs]),
+            time_ms=np.concatenate([batch.time_ms for batch in batches]),
+            weight=np.concatenate([batch.weight for batch in batches]),
+            event_type=np.concatenate([batch.event_type for batch in batches]),
+            user_before=np.concatenate([batch.user_before for batch in batches]),
+            user_after=np.concatenate([batch.user_after for batch in batches]),
+            negatives=np.concatenate([index[batch.negatives] for index, batch in pairs]),
+        )
+
+
+def _check_type(
+    name: str, column: NDArray[np.generic], dtype: type[np.generic], shape: tuple[int | None, ...]
+) -> None:
+    fits = column.ndim == len(shape) and all(
+        want is None or have == want for have, want in zip(column.shape, shape, strict=True)
+    )
+    if column.dtype != dtype or not fits:
+        wanted = ", ".join("any" if size is None else str(size) for size in shape)
+        raise ValueError(
+            f"{name}: {column.dtype}{list(column.shape)}, but {np.dtype(dtype)}[{wanted}] is needed"
+        )
+
+
+def _check_range(name: str, column: NDArray[Any], low: float, high: float) -> None:
+    bad = ~((column >= low) & (column <= high))  # negated, so that NaN is bad too
+    if bad.any():
+        where = tuple(int(position) for position in np.argwhere(bad)[0])
+        raise ValueError(
+            f"{name}{list(where)} is {column[where]}, outside {low:.15g} to {high:.15g} "
+            f"({int(bad.sum())} of {bad.size} values are)"
+        )
+
+
+def _check_finite(name: str, column: NDArray[np.float32]) -> None:
+    finite = np.isfinite(column)
+    if not finite.all():
+        where = [int(position) for position in np.argwhere(~finite)[0]]
+        raise ValueError(f"{name}{where} is not finite ({int((~finite).sum())} of {finite.size} are not)")

@@ -1,0 +1,137 @@
+from __future__ import annotations
+
+from collections import defaultdict
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from online_models import CoVisitation, checks
+
+
+def dense_scores(model: CoVisitation, events: list[tuple[str, str]], user: str) -> dict[str, float]:
+    """The equation of the docstring, with dense tables and no decay in time."""
+    table: dict[tuple[str, str], float] = defaultdict(float)
+    count: dict[str, float] = defaultdict(float)
+    history: dict[str, list[str]] = defaultdict(list)
+    for who, item in events:
+        for gap, other in enumerate(history[who][: model.window]):
+            if other != item:
+                table[other, item] += model.gap_decay**gap
+                table[item, other] += model.gap_decay**gap * model.backward_weight
+        count[item] += 1
+        history[who].insert(0, item)
+    s, a, b = model.shrinkage, model.source_exponent, model.target_exponent
+    return {
+        item: sum(
+            model.query_decay**position * table[h, item] / ((count[h] + s) ** a * (count[item] + s) ** b)
+            for position, h in enumerate(history[user][: model.query_length])
+        )
+        for item in count
+    }
+
+
+EVENTS = st.lists(
+    st.tuples(st.sampled_from("uvw"), st.sampled_from("abcdefghijklmnopqrstuvwxyz")), max_size=120
+)
+
+
+@given(events=EVENTS, gap_decay=st.sampled_from([1.0, 0.8]), shrinkage=st.sampled_from([0.0, 5.0]))
+@settings(max_examples=40, deadline=None)
+def test_scores_follow_the_equation(
+    events: list[tuple[str, str]], gap_decay: float, shrinkage: float
+) -> None:
+    model = CoVisitation(gap_decay=gap_decay, shrinkage=shrinkage, backward_weight=0.5, window=5)
+    model.learn_many([user for user, _ in events], [item for _, item in events])
+    for item, expected in dense_scores(model, events, "u").items():
+        assert model.predict_one("u", item) == pytest.approx(expected, rel=1e-5, abs=1e-7)
+
+
+@given(events=EVENTS, k=st.integers(1, 40), excluded=st.lists(st.integers(-1, 40), max_size=6))
+@settings(max_examples=40, deadline=None)
+def test_retrieve_is_score_sorted(events: list[tuple[str, str]], k: int, excluded: list[int]) -> None:
+    model = CoVisitation()
+    model.learn_many([user for user, _ in events], [item for _, item in events])
+    recent = np.concatenate([model.recent_rows(user, 12) for user in "uvwx"])
+    exclude = np.array([excluded] * 4, dtype=np.int32).reshape(4, len(excluded))
+    every_row = np.tile(np.arange(len(model.items), dtype=np.int32), (4, 1))
+    scores = model.score(recent, every_row)
+    for _ in range(2):  # scratch left by the first call must not show in the second
+        rows, found = model.retrieve(recent, k, exclude)
+        for user in range(4):
+            order = sorted(
+                (row for row in range(len(model.items)) if scores[user, row] > 0 and row not in excluded),
+                key=lambda row: (-scores[user, row], row),
+            )[:k]
+            assert rows[user].tolist() == order + [-1] * (k - len(order))
+            assert found[user].tolist() == [scores[user, row] for row in order] + [0.0] * (k - len(order))
+
+
+def test_contributions_sum_to_the_score() -> None:
+    model = CoVisitation()
+    for user, item, weight, x in checks.random_events(200):
+        model.learn_one(user, item, abs(weight) % 10, x)
+    recent = model.recent_rows("user-1", 10)[0]
+    for row in range(len(model.items)):
+        parts = model.contributions(recent, row)
+        whole = model.score(recent[None, :], np.array([[row]], dtype=np.int32))[0, 0]
+        assert parts.shape == (10,)
+        assert parts.sum() == pytest.approx(whole, rel=1e-5)
+
+
+def test_a_full_row_keeps_its_heavier_half() -> None:
+    model = CoVisitation(row_capacity=8, window=1)
+    for k in range(9):  # hub meets partner k at weight k + 1; the ninth partner finds the row full
+        model.learn_many([f"u{k}"] * 2, ["hub", f"p{k}"], [1.0, k + 1.0])
+    recent = np.array([[model.items.row("hub")]], dtype=np.int32)
+    rows, _ = model.retrieve(recent, 20)
+    kept = {model.items.ids[row] for row in rows[0] if row >= 0}
+    assert kept == {"p4", "p5", "p6", "p7", "p8"}
+
+
+def test_old_weights_halve_by_event_time_across_a_moved_landmark() -> None:
+    model = CoVisitation(half_life_s=10.0, source_exponent=0.0, target_exponent=0.0)
+    model.learn_one("u", "a", x={"timestamp": 0})
+    model.learn_one("u", "b", x={"timestamp": 0})
+    # b is the newest of u and leads to a; a, one place back, leads to b; at 300 s the landmark has moved
+    for seconds, expected in [(10, 0.5), (50, 2.0**-5), (300, 2.0**-30)]:
+        model.learn_one("other", "c", x={"timestamp": seconds * 1000})
+        assert model.predict_one("u", "a") == pytest.approx(expected, rel=1e-6)
+        assert model.predict_one("u", "b") == pytest.approx(0.8 * expected, rel=1e-6)
+    assert model._clock[0] > 0
+
+
+def test_a_late_event_counts_with_its_age() -> None:
+    model = CoVisitation(half_life_s=10.0, source_exponent=0.0, target_exponent=0.0)
+    model.learn_one("v", "z", x={"timestamp": 20_000})
+    model.learn_one("u", "a", x={"timestamp": 0})
+    model.learn_one("u", "b", x={"timestamp": 0})
+    assert model.predict_one("u", "a") == pytest.approx(0.25)
+
+
+def test_a_negative_weight_lowers_a_score() -> None:
+    model = CoVisitation()
+    model.learn_many(["u", "u", "v"], ["a", "b", "a"])
+    before = model.predict_one("v", "b")
+    model.learn_one("w", "a")
+    model.learn_one("w", "b", -1.0)
+    assert model.predict_one("v", "b") < before
+
+
+def test_learning_cost_does_not_grow_with_the_catalogue() -> None:
+    model = CoVisitation()
+    model.items.ensure(f"item-{k}" for k in range(50_000))
+    model.learn_many(["u"] * 30, [f"item-{k * 1000}" for k in range(30)])
+    slots = int(model._pool.top[0])
+    assert slots <= 30 * (
+        8 + 16 + 32
+    )  # blocks for 30 touched rows of at most 20 partners; none for the others
+
+
+@pytest.mark.parametrize(
+    "kwargs", [{"row_capacity": 100}, {"row_capacity": 4}, {"gap_decay": 1.5}, {"half_life_s": 0.001}]
+)
+def test_bad_parameters_are_refused(kwargs: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match=str(next(iter(kwargs.values())))):
+        CoVisitation(**kwargs)

@@ -1,0 +1,146 @@
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+import safetensors.numpy
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from online_models import ItemState, LearningBatch, ModelSettings, SnapshotMismatchError
+from online_models.settings import CoVisitationSettings, FactorSettings, PopularitySettings
+
+SETTINGS = ModelSettings(
+    covisitation=CoVisitationSettings(half_life_s=3600.0, row_capacity=8),
+    popularity=PopularitySettings(half_life_s=100.0, top_size=5),
+    factors=FactorSettings(dimension=4),
+)
+
+
+def make_log(n: int, seed: int = 0) -> LearningBatch:
+    """Random interactions with negative weights, unknown negatives and a jump in time."""
+    rng = np.random.default_rng(seed)
+    return LearningBatch(
+        item_ids=[f"i{k}" for k in range(30)],
+        item=rng.integers(0, 25, n).astype(np.int32),
+        recent=rng.integers(-1, 30, (n, 6)).astype(np.int32),
+        time_ms=np.cumsum(rng.integers(0, 9_000_000, n)).astype(np.int64),
+        weight=rng.choice([1.0, 2.0, 0.5, -1.0, 0.0], n).astype(np.float32),
+        event_type=np.zeros(n, dtype=np.uint8),
+        user_before=rng.normal(size=(n, 4)).astype(np.float32),
+        user_after=rng.normal(size=(n, 4)).astype(np.float32),
+        negatives=rng.integers(-1, 30, (n, 3)).astype(np.int32),
+    )
+
+
+@given(cuts=st.lists(st.integers(0, 200), max_size=10), snapshot=st.booleans())
+@settings(max_examples=25, deadline=None)
+def test_any_batches_and_a_snapshot_between_give_one_state(cuts: list[int], snapshot: bool) -> None:
+    log = make_log(200)
+    whole, state = ItemState(SETTINGS), ItemState(SETTINGS)
+    whole.apply(log)
+    edges = [0, *sorted(cuts), 200]
+    for start, stop in pairwise(edges):
+        state.apply(log.slice(start, stop))
+        if snapshot:
+            state = ItemState.from_bytes(SETTINGS, state.to_bytes())
+    assert state.digest() == whole.digest()
+    assert state.items.ids == whole.items.ids
+
+
+def test_digest_shows_every_model() -> None:
+    log = make_log(50)
+    changed: dict[str, Any] = {
+        "weight": log.weight + np.float32(1),
+        "time_ms": log.time_ms + 1_000_000 * np.arange(50),
+        "user_before": log.user_before + np.float32(0.5),
+        "recent": np.full_like(log.recent, -1),
+    }
+    digests = set()
+    for name, column in [("item", log.item), *changed.items()]:
+        state, other = ItemState(SETTINGS), make_log(50)
+        setattr(other, name, column)
+        state.apply(other)
+        digests.add(state.digest())
+    assert len(digests) == 5
+
+
+def test_a_bad_batch_changes_nothing() -> None:
+    state, log = ItemState(SETTINGS), make_log(20)
+    state.apply(log)
+    before = state.digest()
+    log.weight[7] = np.nan
+    with pytest.raises(ValueError, match=r"weight\[7\] is nan"):
+        state.apply(log)
+    other = make_log(3)
+    other.user_before = other.user_after = np.zeros((3, 9), dtype=np.float32)
+    with pytest.raises(ValueError, match="9 dimensions, but settings say 4"):
+        state.apply(other)
+    assert state.digest() == before
+
+
+def test_snapshot_keeps_the_offset_and_refuses_other_settings() -> None:
+    state = ItemState(SETTINGS)
+    state.apply(make_log(40))
+    state.offset = 12_345
+    data = state.to_bytes()
+    restored = ItemState.from_bytes(SETTINGS, data)
+    assert (restored.offset, restored.digest()) == (12_345, state.digest())
+    other = msgspec.structs.replace(SETTINGS, seed=1)
+    with pytest.raises(SnapshotMismatchError) as caught:
+        ItemState.from_bytes(other, data)
+    assert state.settings_digest in str(caught.value)
+    assert ItemState(other).settings_digest in str(caught.value)
+    assert "learning log" in str(caught.value)
+
+
+def test_snapshot_of_another_format_is_refused() -> None:
+    state = ItemState(SETTINGS)
+    data = safetensors.numpy.save(state.to_arrays(), metadata={"format": "0"})
+    with pytest.raises(SnapshotMismatchError, match="format 0, this program reads 1"):
+        ItemState.from_bytes(SETTINGS, data)
+
+
+@pytest.mark.parametrize("cut", [0, 4, 100, -1])
+def test_a_truncated_snapshot_is_refused(cut: int) -> None:
+    state = ItemState(SETTINGS)
+    state.apply(make_log(40))
+    with pytest.raises(safetensors.SafetensorError):
+        ItemState.from_bytes(SETTINGS, state.to_bytes()[:cut])
+
+
+def test_owner_step_reads_and_does_not_write() -> None:
+    state = ItemState(SETTINGS)
+    state.apply(make_log(40))
+    before = state.digest()
+    users = state.start_users(["u", "v"])
+    after, negatives = state.learn_users(
+        users, ["i1", "never seen"], np.ones(2, dtype=np.float32), np.array([1, 2], dtype=np.uint64)
+    )
+    assert after.shape == (2, 4)
+    assert len(negatives) == 2
+    assert state.digest() == before
+
+
+def test_settings_are_checked_by_name() -> None:
+    with pytest.raises(msgspec.ValidationError, match=r"covisitation.window"):
+        msgspec.convert({"covisitation": {"window": 0}}, ModelSettings)
+    with pytest.raises(msgspec.ValidationError, match="colour"):
+        msgspec.convert({"colour": 1}, ModelSettings)
+    assert ItemState(ModelSettings()).settings_digest != ItemState(SETTINGS).settings_digest
+
+
+def test_defaults_of_settings_and_models_agree() -> None:
+    from online_models import ISGD, CoVisitation, DecayedPopularity
+
+    for section, model in [
+        (CoVisitationSettings(), CoVisitation()),
+        (PopularitySettings(), DecayedPopularity()),
+        (FactorSettings(), ISGD()),
+    ]:
+        assert msgspec.structs.asdict(section) == {
+            k: v for k, v in model._get_params().items() if k != "seed"
+        }

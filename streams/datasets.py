@@ -1,0 +1,282 @@
+"""Data sets to replay and to evaluate on: MovieLens-100K, the synthetic generator, or a file of one's own.
+
+- `ml-100k`: 100,000 ratings of 1,682 movies by 943 people. It is fetched from inside the RecBole package on
+first
+  use and never shipped: GroupLens lets it be used for research, not passed on.
+- `synthetic`: `streams.synthetic` with its default size.
+- `*.inter`: RecBole's atomic file, tab-separated with typed column names; a sibling `.item` file gives
+titles.
+- `*.csv`: comma-separated with a header: `user_id`, `item_id`, `timestamp`, and optionally `rating` or
+`value`,
+  `event_type`, `event_id`, `session_id`.
+- `*.jsonl`: one event of the wire format per line, in the order in which they are to be sent.
+
+Reference: F. M. Harper, J. A. Konstan, The MovieLens Datasets: History and Context, ACM TiiS 5(4), 2015.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import importlib.util
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+
+import msgspec
+
+from streams.errors import DatasetError
+from streams.events import Event, Item
+from streams.settings import default_state_dir
+from streams.synthetic import Truth, synthetic
+
+__all__ = ["Dataset", "load_dataset"]
+
+REQUIREMENT = "recbole==1.2.1"
+FETCH_TIMEOUT_S = 300.0
+ML_100K = {
+    "ml-100k.inter": "4edb74e2a81178c2ba9ff381495f754f996c4aea351b1272ca36b43da0935eff",
+    "ml-100k.item": "51d7cdf777ce5c0f5b32c1d947a4a81fe07d75e78abbe761e0cd4d0756064532",
+}
+"""SHA-256 of the files inside the package; another copy of MovieLens orders ties differently."""
+
+MILLISECONDS_FROM = 10**11
+"""A numeric CSV timestamp from here on is in milliseconds (in seconds it would lie beyond the year 5000)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Dataset:
+    """Events in the order in which they happened, and the catalogue they speak of."""
+
+    name: str
+    events: list[Event]
+    items: dict[str, Item] = field(default_factory=dict)
+    truth: Truth | None = None
+    """What the synthetic generator planted; None for real data."""
+
+
+def load_dataset(name: str, cache_dir: Path | None = None) -> Dataset:
+    """`ml-100k`, `synthetic`, or the path of an `.inter`, `.csv` or `.jsonl` file.
+
+    Args:
+        name: as above.
+        cache_dir: where fetched data is kept; default `datasets` in the state folder.
+
+    Raises:
+        DatasetError: the name or file is unknown, can't be fetched, or a row can't be read (it names file and
+            line).
+    """
+    if name == "ml-100k":
+        return _ml_100k((cache_dir or default_state_dir() / "datasets") / "ml-100k")
+    if name == "synthetic":
+        made = synthetic()
+        return Dataset("synthetic", made.events, made.items, made.truth)
+    path = Path(name)
+    readers = {".inter": _read_inter, ".csv": _read_csv, ".jsonl": _read_jsonl}
+    if path.suffix not in readers:
+        raise DatasetError(
+            f"no data set {name!r}: give ml-100k, synthetic, or a file ending in {', '.join(readers)}."
+        )
+    if not path.is_file():
+        raise DatasetError(f"the data set file {path.absolute()} does not exist.")
+    try:
+        return readers[path.suffix](path)
+    except UnicodeDecodeError as error:
+        raise DatasetError(f"{path} is not UTF-8: {error}. Convert it first.") from error
+
+
+def _ml_100k(folder: Path) -> Dataset:
+    if not all(_sha256(folder / file) == digest for file, digest in ML_100K.items()):
+        _fetch_ml_100k(folder)
+    return _read_inter(folder / "ml-100k.inter", name="ml-100k", event_prefix="ml")
+
+
+def _sha256(file: Path) -> str | None:
+    return hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else None
+
+
+def _download_commands() -> Iterator[list[str]]:
+    """Ways of getting one wheel through the package index that this machine is set up for; a folder is
+    appended."""
+    download = ["-m", "pip", "download", REQUIREMENT, "--quiet", "--no-deps", "--only-binary=:all:", "--dest"]
+    if importlib.util.find_spec("pip"):
+        yield [sys.executable, *download]
+    uv = shutil.which("uv")
+    if uv:
+        yield [
+            uv,
+            "pip",
+            "install",
+            REQUIREMENT,
+            "--quiet",
+            "--no-deps",
+            "--python",
+            sys.executable,
+            "--target",
+        ]
+    python = shutil.which("python3")
+    if python and Path(python).resolve() != Path(sys.executable).resolve():
+        yield [python, *download]
+
+
+def _fetch_ml_100k(folder: Path) -> None:
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    failures: list[str] = []
+    for command in _download_commands():
+        with tempfile.TemporaryDirectory(prefix="fetching-", dir=folder.parent) as work:
+            try:
+                subprocess.run(
+                    [*command, work],
+                    stdin=subprocess.DEVNULL,
+                    capture_output=True,
+                    text=True,
+                    timeout=FETCH_TIMEOUT_S,
+                    check=True,
+                )
+            except subprocess.CalledProcessError as error:
+                failures.append(f"{error} {' '.join(error.stderr.split())[-300:]}")
+            except (OSError, subprocess.TimeoutExpired) as error:
+                failures.append(str(error))
+            else:
+                return _keep(_unpacked(Path(work)), folder)
+    raise DatasetError(
+        f"MovieLens-100K could not be fetched (it comes inside the package {REQUIREMENT}):"
+        f" {'; '.join(failures) or 'there is neither pip nor uv'}. Check the network and the package index,"
+        " or use --dataset synthetic or a file."
+    )
+
+
+def _unpacked(folder: Path) -> dict[str, bytes]:
+    """The wanted files, from a wheel or from an installed tree."""
+    inner = "recbole/dataset_example/ml-100k"
+    for wheel in folder.glob("*.whl"):
+        with zipfile.ZipFile(wheel) as archive:
+            return {file: archive.read(f"{inner}/{file}") for file in ML_100K}
+    return {file: (folder / inner / file).read_bytes() for file in ML_100K}
+
+
+def _keep(files: dict[str, bytes], folder: Path) -> None:
+    """Write the files whose digests are right, each in one step, so that a half-written one is never read."""
+    for file, data in files.items():
+        digest = hashlib.sha256(data).hexdigest()
+        if digest != ML_100K[file]:
+            raise DatasetError(
+                f"{file} in {REQUIREMENT} has SHA-256 {digest}, expected {ML_100K[file]}: this is another"
+                " package or a damaged one. Check the package index."
+            )
+    folder.mkdir(parents=True, exist_ok=True)
+    for file, data in files.items():
+        part = folder / f"{file}.part"
+        part.write_bytes(data)
+        part.replace(folder / file)
+
+
+def _rows(path: Path, delimiter: str) -> Iterator[tuple[int, dict[str, str]]]:
+    """Line number and named fields of each row; RecBole's `name:type` headers lose their types."""
+    with path.open(encoding="utf-8", newline="") as file:
+        tabs = delimiter == "\t"  # RecBole's files quote nothing, and titles hold quotes
+        reader = csv.reader(file, delimiter=delimiter, quoting=csv.QUOTE_NONE if tabs else csv.QUOTE_MINIMAL)
+        header = [name.partition(":")[0].strip() for name in next(reader, [])]
+        for row in reader:
+            if len(row) != len(header):
+                raise DatasetError(
+                    f"{path}, line {reader.line_num}: {len(row)} fields, and the header has {len(header)}."
+                    " Mend the line."
+                )
+            yield reader.line_num, dict(zip(header, row, strict=True))
+
+
+def _time_ms(text: str, unit_s: bool) -> int:
+    try:
+        number = float(text)
+    except ValueError:
+        moment = datetime.fromisoformat(text)
+        return round((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp() * 1000)
+    return round(number * 1000) if unit_s or number < MILLISECONDS_FROM else round(number)
+
+
+def _event(row: dict[str, str], event_id: str, unit_s: bool) -> Event:
+    rating = row.get("rating") or None
+    value = rating or row.get("value") or None
+    return Event(
+        event_id=row.get("event_id") or event_id,
+        user_id=row["user_id"],
+        item_id=row["item_id"],
+        event_type=row.get("event_type") or ("rating" if rating else "click"),
+        timestamp=_time_ms(row["timestamp"], unit_s),
+        value=None if value is None else float(value),
+        session_id=row.get("session_id") or None,
+    )
+
+
+def _read_events(path: Path, delimiter: str, prefix: str, unit_s: bool) -> list[Event]:
+    """Events in order of time; those of one moment stay in the file's order."""
+    events: list[Event] = []
+    for line, row in _rows(path, delimiter):
+        try:
+            events.append(_event(row, f"{prefix}-{len(events)}", unit_s))
+        except KeyError as error:
+            raise DatasetError(
+                f"{path} has no column {error.args[0]}; needed are user_id, item_id and timestamp. Rename"
+                " the column."
+            ) from error
+        except (ValueError, OverflowError) as error:
+            raise DatasetError(f"{path}, line {line}: {error}. Mend the line.") from error
+    if not events:
+        raise DatasetError(f"{path} holds no events. Give a file with a header and rows.")
+    events.sort(key=lambda event: event.timestamp)
+    return events
+
+
+def _read_inter(path: Path, name: str | None = None, event_prefix: str | None = None) -> Dataset:
+    events = _read_events(path, "\t", event_prefix or path.stem, unit_s=True)
+    catalogue = path.with_suffix(".item")
+    items = {item.item_id: item for item in _read_items(catalogue)} if catalogue.is_file() else {}
+    return Dataset(name or path.stem, events, items)
+
+
+def _read_csv(path: Path) -> Dataset:
+    return Dataset(path.stem, _read_events(path, ",", path.stem, unit_s=False))
+
+
+_ARTICLE_LAST = re.compile(r"^(?P<title>.+), (?P<article>The|A|An)(?P<rest>( \(.*\))?)$")
+
+
+def _title(row: dict[str, str]) -> str | None:
+    """`Usual Suspects, The` of 1995 as people say it: `The Usual Suspects (1995)`."""
+    title = row.get("movie_title") or row.get("title") or row.get("name")
+    if not title:
+        return None
+    title = _ARTICLE_LAST.sub(r"\g<article> \g<title>\g<rest>", title)
+    year = row.get("release_year", "")
+    return f"{title} ({year})" if year.isdigit() else title
+
+
+def _read_items(path: Path) -> Iterator[Item]:
+    for line, row in _rows(path, "\t"):
+        if not row.get("item_id"):
+            raise DatasetError(f"{path}, line {line}: no item_id. Mend the line.")
+        genres = row.get("class") or row.get("genre") or row.get("categories") or ""
+        yield Item(item_id=row["item_id"], title=_title(row), categories=genres.split())
+
+
+def _read_jsonl(path: Path) -> Dataset:
+    decoder = msgspec.json.Decoder(Event)
+    events: list[Event] = []
+    for line, text in enumerate(path.read_bytes().splitlines(), start=1):
+        if not text.strip():
+            continue
+        try:
+            events.append(decoder.decode(text))
+        except msgspec.DecodeError as error:
+            raise DatasetError(
+                f"{path}, line {line}: {error}. Mend the line; docs/events.md describes events."
+            ) from error
+    return Dataset(path.stem, events)

@@ -1,0 +1,1 @@
+"""The Faust app that watches: statistics, dead letters, models and lag, as metrics and a live page."""

@@ -130,8 +130,9 @@ def _wait_until(moment_s: float, sender: _Sender, stop: threading.Event) -> None
         stop.wait(min(left_s, STEP_S))
 
 
-def _send_items(settings: Settings, dataset: Dataset, sender: _Sender, progress: ReplayProgress | None) ->
-int:
+def _send_items(
+    settings: Settings, dataset: Dataset, sender: _Sender, progress: ReplayProgress | None
+) -> int:
     for item_id, item in dataset.items.items():
         sender.send(settings.names["items"], item_id, encode_record(item))
     sent = sender.finish()

@@ -86,7 +86,7 @@ class User(msgspec.Struct, kw_only=True):
 
 
 class Request(msgspec.Struct, kw_only=True):
-    """"Give me `count` items now": a record of `requests`, keyed by `user_id` (or by `request_id` when anonymous)."""
+    """ "Give me `count` items now": a record of `requests`, keyed by `user_id` (or by `request_id` when anonymous)."""
 
     request_id: str
     user_id: str | None = None
@@ -154,6 +154,9 @@ class PartitionStats(msgspec.Struct, kw_only=True):
     rejected: int = 0
     duplicate: int = 0
     late: int = 0
+    requests: int = 0
+    """Records of `requests` answered."""
+    requests_rejected: int = 0
     unknown_fields: int = 0
     misplaced: int = 0
     """Records in another partition than their key's hash says."""

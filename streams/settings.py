@@ -27,10 +27,12 @@ from streams.topics import TopicNames
 
 __all__ = [
     "MonitorSettings",
+    "ScheduleSettings",
     "Settings",
     "StateSettings",
     "TopicSettings",
     "TriggerSettings",
+    "UserStateSettings",
     "ValidationSettings",
     "WorkerSettings",
     "default_state_dir",
@@ -120,6 +122,17 @@ class TriggerSettings(_Section, frozen=True, kw_only=True, forbid_unknown_fields
     """Only while more records than this are waiting may several events of one user share one list; 0 never."""
 
 
+class ScheduleSettings(_Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """When `freshet trainer` trains."""
+
+    every_interactions: Positive = 10_000
+    """Train again once this many interactions have come since the last training began."""
+    every_s: Seconds = 3600.0
+    """Or once this much time has passed and anything new has come; 0 turns the clock off."""
+    niceness: Annotated[int, Meta(ge=0, le=19)] = 10
+    """Scheduling priority given up, so that training beside a worker does not slow it."""
+
+
 class StateSettings(_Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
     dir: str = ""
     """Folder or fsspec URL of the snapshots; default: the user's state folder."""
@@ -143,6 +156,7 @@ class Settings(_Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
     topics: TopicSettings = TopicSettings()
     validation: ValidationSettings = ValidationSettings()
     user_state: UserStateSettings = UserStateSettings()
+    user_state: UserStateSettings = UserStateSettings()
     worker: WorkerSettings = WorkerSettings()
     trigger: TriggerSettings = TriggerSettings()
     models: ModelSettings = ModelSettings()
@@ -150,6 +164,7 @@ class Settings(_Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
     ranker: RankerSettings = RankerSettings()
     registry: RegistrySettings = RegistrySettings()
     trainer: TrainerSettings = TrainerSettings()
+    schedule: ScheduleSettings = ScheduleSettings()
     state: StateSettings = StateSettings()
     monitor: MonitorSettings = MonitorSettings()
 

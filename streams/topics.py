@@ -47,8 +47,12 @@ TOPICS: dict[str, TopicSpec] = {
     spec.name: spec
     for spec in (
         TopicSpec("events", "user_id", True, _delete(7), "your producers", "what users did"),
-        TopicSpec("items", "item_id", True, _compact(), "your producers", "catalogue; a tombstone removes the item"),
-        TopicSpec("users", "user_id", True, _compact(), "your producers", "profiles; a tombstone forgets the user"),
+        TopicSpec(
+            "items", "item_id", True, _compact(), "your producers", "catalogue; a tombstone removes the item"
+        ),
+        TopicSpec(
+            "users", "user_id", True, _compact(), "your producers", "profiles; a tombstone forgets the user"
+        ),
         TopicSpec("requests", "user_id", True, _delete(1), "your services", "give me n for this user, now"),
         TopicSpec(
             "recommendations",
@@ -58,11 +62,22 @@ TOPICS: dict[str, TopicSpec] = {
             "worker",
             "the answer, ranked and explained",
         ),
-        TopicSpec("events-dlq", "as it came", True, _delete(30, **_TWICE), "worker", "rejected bytes with reason headers"),
+        TopicSpec(
+            "events-dlq",
+            "as it came",
+            True,
+            _delete(30, **_TWICE),
+            "worker",
+            "rejected bytes with reason headers",
+        ),
         TopicSpec("interactions", "none", False, _delete(3650), "worker", "the learning log (binary)"),
-        TopicSpec("user-state", "user_id", True, _compact(**_TWICE), "worker", "changelog of the users' state"),
+        TopicSpec(
+            "user-state", "user_id", True, _compact(**_TWICE), "worker", "changelog of the users' state"
+        ),
         TopicSpec("models", "model name", False, _compact(), "trainer", "which ranker version is live"),
-        TopicSpec("worker-stats", "worker id", False, _delete(1), "worker", "one record per worker per second"),
+        TopicSpec(
+            "worker-stats", "worker id", False, _delete(1), "worker", "one record per worker per second"
+        ),
     )
 }
 

@@ -42,8 +42,10 @@ class FileEntry(msgspec.Struct, frozen=True, kw_only=True):
 class Signature(msgspec.Struct, frozen=True, kw_only=True):
     """Names and element types of the graph's inputs and outputs; all have two dimensions, all dynamic."""
 
-    inputs: dict[str, str] = {"history": "int64", "candidates": "int64"}
-    outputs: dict[str, str] = {"scores": "float32"}
+    inputs: dict[str, str] = msgspec.field(
+        default_factory=lambda: {"history": "int64", "candidates": "int64"}
+    )
+    outputs: dict[str, str] = msgspec.field(default_factory=lambda: {"scores": "float32"})
 
 
 class TrainedOn(msgspec.Struct, frozen=True, kw_only=True):

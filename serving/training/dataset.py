@@ -178,7 +178,8 @@ class LogSplit:
 
 
 def split_by_time(log: InteractionLog, settings: TrainerSettings) -> LogSplit:
-    """Hold out the newest positive interactions by event time (ties in log order); the rest before them is `train`.
+    """Hold out the newest positive interactions by event time (ties in log order); the rest before them is
+    `train`.
 
     Interactions of weight 0 are no behaviour and are left out. The vocabulary is counted on the training part
     alone. Raises NotEnoughDataError below `settings.min_interactions`.
@@ -193,7 +194,7 @@ def split_by_time(log: InteractionLog, settings: TrainerSettings) -> LogSplit:
     known = np.flatnonzero(counts >= settings.min_count)
     if not len(known):
         raise NotEnoughDataError(
-            f"no item of {len(log.item_ids)} has {settings.min_count} training interactions (trainer.min_count)"
+            f"none of {len(log.item_ids)} items was met {settings.min_count} times (trainer.min_count)"
         )
     table = np.zeros(len(log.item_ids), dtype=np.int64)
     table[known] = np.arange(1, len(known) + 1)
@@ -244,7 +245,8 @@ def _hold_out(
 
 
 def _evaluation_slice(log: InteractionLog, items: Int64, starts: Int64, held_out: Int64) -> EvaluationSlice:
-    """Leaves out a target that its user had before: it is masked for every model, so it can't tell them apart."""
+    """Leaves out a target that its user had before: it is masked for every model, so it can't tell them
+    apart."""
     begin = starts[np.searchsorted(starts, held_out, side="right") - 1]
     fresh = np.fromiter(
         (items[p] not in items[s:p] for s, p in zip(begin.tolist(), held_out.tolist(), strict=True)),

@@ -29,6 +29,7 @@ from streams.monitor.kafka import CommittedTransport, broker_options
 from streams.monitor.state import MonitorState
 from streams.monitor.views import add_views
 from streams.settings import Settings
+from streams.shards import INPUTS
 from streams.source import WORKER_GROUP
 
 __all__ = ["MONITOR_GROUP", "Positions", "build_app", "run_monitor"]
@@ -159,8 +160,7 @@ def _reason(message: Any) -> tuple[str, float]:
 
 
 def _add_timer(app: faust.App, settings: Settings, state: MonitorState) -> None:
-    names = settings.names
-    topics = [names["events"], names["requests"]] if settings.trigger.requests else [names["events"]]
+    topics = [settings.names[name] for name in INPUTS]
     executor = ThreadPoolExecutor(1, thread_name_prefix="freshet-lag")
     readers: list[LagReader] = []
 
@@ -208,8 +208,8 @@ async def _wait_for_topics(settings: Settings, stop: asyncio.Event) -> None:
             return
         if time.monotonic() > deadline_s:
             raise TopicLayoutError(
-                f"topics {', '.join(missing)} do not exist at {settings.bootstrap_servers} after {limit_s:g} s:"
-                " create them with `freshet topics create`, under the same [topics] prefix."
+                f"topics {', '.join(missing)} do not exist at {settings.bootstrap_servers} after"
+                f" {limit_s:g} s: create them with `freshet topics create`, under the same [topics] prefix."
             )
         await asyncio.sleep(0.2)
 

@@ -1,0 +1,143 @@
+"""Reading whole partitions without a group: up to the end of now, or on and on."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Mapping
+
+from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, Message, TopicPartition
+
+from streams.clients import make_consumer, tail_consumer_config
+from streams.errors import BrokerUnavailableError, DataLossError, TopicLayoutError
+from streams.settings import Settings
+
+__all__ = ["PartitionId", "PartitionReader", "partitions_of", "watermarks", "where"]
+
+PartitionId = tuple[str, int]
+
+
+def where(message: Message) -> str:
+    """`topic[partition]@offset`, as every message about a record names it."""
+    return f"{message.topic()}[{message.partition()}]@{message.offset()}"
+
+
+def partitions_of(consumer: Consumer, topic: str, timeout_s: float) -> list[int]:
+    """The partition numbers of `topic`; raises TopicLayoutError when the broker has no such topic."""
+    found = consumer.list_topics(topic, timeout_s).topics[topic]
+    if found.error is not None or not found.partitions:
+        raise TopicLayoutError(f"topic {topic} is not there. Create the topics: `freshet topics create`.")
+    return sorted(found.partitions)
+
+
+def watermarks(
+    settings: Settings, partitions: Iterable[PartitionId], *, isolation: str = "read_uncommitted"
+) -> dict[PartitionId, tuple[int, int]]:
+    """Low and end offset of each partition; the end is the high watermark, or with `read_committed` the last stable
+    offset (before the first open transaction)."""
+    consumer = make_consumer(tail_consumer_config(settings, isolation=isolation))
+    try:
+        timeout_s = settings.worker.rpc_timeout_s
+        return {
+            (topic, partition): consumer.get_watermark_offsets(TopicPartition(topic, partition), timeout_s)
+            for topic, partition in partitions
+        }
+    except KafkaException as error:
+        raise BrokerUnavailableError(
+            f"{settings.bootstrap_servers}: no watermarks within {settings.worker.rpc_timeout_s} s "
+            f"({error.args[0].str()}). Is the broker up, and do the ACLs allow Describe on the topics?"
+        ) from error
+    finally:
+        consumer.close()
+
+
+class PartitionReader:
+    """A group-less reader of given partitions that knows how far it is, control records included.
+
+    `positions` holds the next offset by partition: behind the last record handed out, or behind whatever the broker
+    said stands before the end (transaction markers, aborted records).
+    """
+
+    def __init__(self, settings: Settings, starts: Mapping[PartitionId, int], *, lossy: bool = True) -> None:
+        self._settings = settings
+        reset = "earliest" if lossy else "error"
+        config = tail_consumer_config(settings, auto_offset_reset=reset)
+        self._consumer = make_consumer({**config, "enable.partition.eof": True})
+        self.positions: dict[PartitionId, int] = {key: max(0, start) for key, start in starts.items()}
+        self._consumer.assign(
+            [
+                TopicPartition(t, p, OFFSET_BEGINNING if start <= 0 else start)
+                for (t, p), start in starts.items()
+            ]
+        )
+
+    def poll(self, limit: int, timeout_s: float) -> list[Message]:
+        """Up to `limit` records, waiting at most `timeout_s` for the first.
+
+        Raises:
+            DataLossError: the wanted offset is no longer in the log (only with `lossy=False`).
+            KafkaException: a fatal error of the client.
+        """
+        records = []
+        for message in self._consumer.consume(limit, timeout_s):
+            error = message.error()
+            key = (message.topic(), message.partition())
+            if error is None:
+                self.positions[key] = message.offset() + 1
+                records.append(message)
+            elif error.code() == KafkaError._PARTITION_EOF:
+                self.positions[key] = max(self.positions[key], message.offset())
+            elif error.code() == KafkaError._AUTO_OFFSET_RESET:
+                raise DataLossError(
+                    f"{key[0]}[{key[1]}]@{self.positions[key]}: this offset is no longer in the log ({error.str()})"
+                )
+            elif error.fatal() or not error.retriable():
+                raise KafkaException(error)
+        return records
+
+    def read_to(
+        self,
+        targets: Mapping[PartitionId, int],
+        handle: Callable[[Message], None],
+        *,
+        stuck: Callable[[set[PartitionId]], None] | None = None,
+        should_stop: Callable[[], bool] = lambda: False,
+        timeout_s: float | None = None,
+    ) -> bool:
+        """Hand records to `handle` until every position has reached its target; False when `should_stop` said so.
+
+        `stuck` is called, at most once a second, with the partitions that hold more than may be read: a transaction
+        is open there.
+
+        Raises:
+            BrokerUnavailableError: no progress for `timeout_s` (default: `worker.rpc_timeout_s`).
+        """
+        patience_s = timeout_s or self._settings.worker.rpc_timeout_s
+        last = time.monotonic()
+        while behind := {key for key, target in targets.items() if self.positions[key] < target}:
+            if should_stop():
+                return False
+            records = self.poll(2000, 0.1)
+            for message in records:
+                handle(message)
+            now = time.monotonic()
+            if records:
+                last = now
+            elif now - last > patience_s:
+                raise BrokerUnavailableError(
+                    f"{self._settings.bootstrap_servers}: nothing read for {patience_s} s; still behind: "
+                    + ", ".join(
+                        f"{t}[{p}]@{self.positions[t, p]} of {targets[t, p]}" for t, p in sorted(behind)
+                    )
+                    + ". Is the broker up? Does a producer keep a transaction open?"
+                )
+            elif stuck is not None and now - last > 0.3:
+                stuck(behind)
+        return True
+
+    def lag(self, key: PartitionId) -> int:
+        """Records (control records included) between the position and the end that the last fetch reported."""
+        _, high = self._consumer.get_watermark_offsets(TopicPartition(*key), cached=True)
+        return max(0, high - self.positions[key])
+
+    def close(self) -> None:
+        self._consumer.close()

@@ -1,0 +1,149 @@
+"""What every worker holds whole: the learned item state, the catalogue, the ranker in service.
+
+All three are read from topics without a group. The item state learns from the log alone, even from this worker's own
+events, so that every replica applies the same records in the same order and stays bit-for-bit equal.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import deque
+from collections.abc import Callable
+
+import msgspec
+from confluent_kafka import Message
+
+from online_models.item_state import ItemState
+from serving.catalogue import Catalogue, CatalogueEntry
+from serving.registry.store import Registry
+from serving.registry.swap import RankerSlot, SwapEvent
+from streams.events import ModelRecord
+from streams.learning_log import decode_record, learning_batch
+from streams.reading import PartitionId, PartitionReader, watermarks, where
+from streams.rejects import Rejected
+from streams.settings import Settings
+from streams.snapshots import SnapshotStore
+from streams.validation import AcceptedItem, EventValidator
+
+__all__ = ["Replica"]
+
+log = logging.getLogger("freshet.replica")
+
+REJECTED_ITEMS_KEPT = 10_000
+"""Rejected `items` records waiting until this worker owns partition 0, whose owner writes them to the dead letters."""
+DRAIN_RECORDS = 500
+"""Log records applied at most between two micro-batches, so that a long backlog does not starve the events."""
+
+
+class Replica:
+    """Follows `interactions`, `items` and `models`."""
+
+    def __init__(self, settings: Settings, validator: EventValidator, partitions: dict[str, int]) -> None:
+        """`partitions`: the partition count of each topic, by its name in the table."""
+        self._settings = settings
+        self._validator = validator
+        names = settings.names
+        self._topics = {names[name]: name for name in ("interactions", "items", "models")}
+        self.snapshots = SnapshotStore(settings)
+        self.items: ItemState = self.snapshots.newest_or_empty()
+        self.catalogue = Catalogue(self.items.items)
+        registry = Registry(settings.registry_url, settings.registry)
+        self.slot = RankerSlot(registry, settings.ranker)
+        self.rejected_items: deque[tuple[Message, Rejected]] = deque(maxlen=REJECTED_ITEMS_KEPT)
+        self._since_snapshot = 0
+        self._model_decoder = msgspec.json.Decoder(ModelRecord)
+        starts: dict[PartitionId, int] = {}
+        for topic, name in self._topics.items():
+            for partition in range(partitions[name]):
+                starts[topic, partition] = self.items.offset if name == "interactions" else 0
+        self._reader = PartitionReader(settings, starts, lossy=False)
+        self._log_key: PartitionId = (names["interactions"], 0)
+
+    @property
+    def offset(self) -> int:
+        """Next offset of the learning log: all before it has been learned."""
+        return self.items.offset
+
+    def lag(self) -> int:
+        """How many offsets of the learning log are still to come."""
+        return self._reader.lag(self._log_key)
+
+    def catch_up(self, should_stop: Callable[[], bool]) -> bool:
+        """Read all three topics to where they end now; False when told to stop before that."""
+        started, first = time.monotonic(), self.items.offset
+        ends = {key: end for key, (_, end) in watermarks(self._settings, self._reader.positions).items()}
+        done = self._reader.read_to(ends, self._apply, should_stop=should_stop)
+        log.info(
+            "item state: %d items at learning-log offset %d, %d records in %.2f s; catalogue: %d items",
+            len(self.items.items),
+            self.items.offset,
+            self.items.offset - first,
+            time.monotonic() - started,
+            len(self.catalogue),
+        )
+        return done
+
+    def follow(self) -> SwapEvent | None:
+        """Learn what has been logged since the last call, and swap the ranker if a new one is ready."""
+        for message in self._reader.poll(DRAIN_RECORDS, 0):
+            self._apply(message)
+        self.items.offset = max(self.items.offset, self._reader.positions[self._log_key])
+        if self._since_snapshot >= self._settings.worker.snapshot_interactions:
+            self._since_snapshot = 0
+            self.snapshots.save(self.items)
+        return self.slot.swap_if_ready()
+
+    def close(self) -> None:
+        self._reader.close()
+
+    def _apply(self, message: Message) -> None:
+        match self._topics[message.topic()]:
+            case "interactions":
+                self._learn(message)
+            case "items":
+                self._catalogue_record(message)
+            case _:
+                self._model_record(message)
+
+    def _learn(self, message: Message) -> None:
+        place = where(message)
+        record = decode_record(message.value(), place)
+        batch = learning_batch(record, self.items.settings_digest, place)
+        if batch is not None:
+            self.items.apply(batch)
+        self.items.offset = message.offset() + 1
+        self._since_snapshot += record.n
+
+    def _catalogue_record(self, message: Message) -> None:
+        now_ms = int(time.time() * 1000)
+        found = self._validator.decode_item(
+            message.value(), message.key(), message.partition(), message.offset(), message.timestamp()[1]
+        )
+        if isinstance(found, Rejected):
+            self.rejected_items.append((message, found))
+        elif isinstance(found, AcceptedItem):
+            item = found.item
+            entry = CatalogueEntry(
+                title=item.title,
+                categories=tuple(item.categories),
+                price=item.price,
+                is_hidden=item.is_hidden,
+                published_ms=found.published_ms,
+                expires_ms=found.expires_ms,
+            )
+            self.catalogue.put(item.item_id, entry, now_ms)
+        else:
+            self.catalogue.remove(found.key, now_ms)
+
+    def _model_record(self, message: Message) -> None:
+        value = message.value()
+        if value is None:
+            return
+        try:
+            record = self._model_decoder.decode(value)
+        except (msgspec.DecodeError, msgspec.ValidationError) as error:
+            log.error("%s: not a models record (%s); the ranker in service stays", where(message), error)
+            return
+        if record.status == "live" and record.digest is not None:
+            self.slot.request(record.version, record.digest, record.uri)

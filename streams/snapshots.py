@@ -1,0 +1,115 @@
+"""Snapshots of the learned item state: (state, learning-log offset), so that a start replays a tail, not a history.
+
+A snapshot is one safetensors file, written beside and then renamed. Its name holds the offset and the first 16 hex
+digits of the SHA-256 of its bytes, so a truncated or altered file is noticed before it is used. Snapshots lie under the id of the topic they belong to: a re-created log has another id, and
+none of the old snapshots can be mistaken for its own.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import re
+import time
+import uuid
+
+import fsspec
+from confluent_kafka import KafkaException, TopicCollection
+from safetensors import SafetensorError
+
+from online_models.errors import SnapshotMismatchError
+from online_models.item_state import ItemState
+from streams.clients import admin
+from streams.errors import DataLossError, TopicLayoutError
+from streams.reading import watermarks
+from streams.settings import Settings
+
+__all__ = ["SnapshotStore"]
+
+log = logging.getLogger("freshet.snapshots")
+
+_NAME = re.compile(r"^items-(\d{20})-([0-9a-f]{16})\.safetensors$")
+
+
+class SnapshotStore:
+    """The last few snapshots of one learning log, in a folder or any store that fsspec knows."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._topic = settings.names["interactions"]
+        url = settings.state.url().rstrip("/")
+        self._fs, path = fsspec.core.url_to_fs(url)
+        self._dir = f"{path}/{_topic_id(settings, self._topic)}"
+
+    def names(self) -> list[str]:
+        """File names of whole snapshots, newest first."""
+        if not self._fs.exists(self._dir):
+            return []
+        found = (path.rsplit("/", 1)[-1] for path in self._fs.ls(self._dir, detail=False))
+        return sorted((name for name in found if _NAME.match(name)), reverse=True)
+
+    def save(self, items: ItemState) -> str:
+        """Write `items` under its offset unless it is there already, and drop all but the last few."""
+        started = time.monotonic()
+        data = items.to_bytes()
+        digest = hashlib.sha256(data).hexdigest()[:16]
+        name = f"items-{items.offset:020d}-{digest}.safetensors"
+        target = f"{self._dir}/{name}"
+        if not self._fs.exists(target):
+            self._fs.makedirs(self._dir, exist_ok=True)
+            beside = f"{self._dir}/.{name}.{uuid.uuid4().hex}"
+            self._fs.pipe_file(beside, data)
+            self._fs.mv(beside, target)
+        for old in self.names()[self._settings.worker.snapshots_kept :]:
+            try:
+                self._fs.rm_file(f"{self._dir}/{old}")
+            except FileNotFoundError:
+                continue  # another worker on this store removed it first
+        log.info("snapshot %s: %d bytes in %.2f s", name, len(data), time.monotonic() - started)
+        return name
+
+    def newest_or_empty(self) -> ItemState:
+        """The newest snapshot that is whole and fits; else an empty state, if the whole log is still there.
+
+        Raises:
+            DataLossError: no snapshot can be used, and the learning log no longer starts at its beginning.
+            SnapshotMismatchError: the only snapshots are of other model settings.
+        """
+        [(low, end)] = watermarks(self._settings, [(self._topic, 0)]).values()
+        mismatch: SnapshotMismatchError | None = None
+        for name in self.names():
+            offset = int(name.split("-")[1])
+            if not low <= offset <= end:
+                log.warning("snapshot %s: the log holds offsets %d to %d; not used", name, low, end)
+                continue
+            data = self._fs.cat_file(f"{self._dir}/{name}")
+            if hashlib.sha256(data).hexdigest()[:16] not in name:
+                log.error(
+                    "snapshot %s: its bytes do not have its digest (truncated or altered); not used", name
+                )
+                continue
+            try:
+                return ItemState.from_bytes(self._settings.models, data)
+            except SnapshotMismatchError as error:
+                log.warning("snapshot %s: %s; not used", name, error)
+                mismatch = error
+            except SafetensorError as error:
+                log.error("snapshot %s: %s; not used", name, error)
+        if low > 0:
+            raise mismatch or DataLossError(
+                f"{self._topic}[0]: the log starts at offset {low} and no usable snapshot reaches it. Copy a snapshot from "
+                f"another worker into {self._dir}, or start on a new topic prefix."
+            )
+        return ItemState(self._settings.models)
+
+
+def _topic_id(settings: Settings, topic: str) -> str:
+    """The id that Kafka gave this very topic; one re-created under the same name has another."""
+    client = admin(settings)
+    future = client.describe_topics(TopicCollection([topic]))[topic]
+    try:
+        return str(future.result(settings.worker.rpc_timeout_s).topic_id)
+    except KafkaException as error:
+        raise TopicLayoutError(
+            f"{topic}: can't be described ({error.args[0].str()}). Create the topics: `freshet topics create`."
+        ) from error

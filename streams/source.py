@@ -1,0 +1,179 @@
+"""The worker's side of the consumer group: batches of `events` and `requests`, and who owns what."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+
+from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
+
+from streams.clients import consumer_config, make_consumer
+from streams.settings import Settings
+from streams.shards import INPUTS, Shards, start_offsets
+
+__all__ = ["WORKER_GROUP", "Source"]
+
+log = logging.getLogger("freshet.source")
+
+WORKER_GROUP = "freshet-workers"
+
+
+class Source:
+    """Consumes for the group `freshet-workers`, with the shards following each rebalance.
+
+    All runs on the worker's one thread: rebalance callbacks are called inside `poll`, when no batch is in flight, so a
+    revoked partition has nothing half done. `generation` counts assignments and revocations. An exception in a callback comes out of `poll` and ends the worker:
+    swallowed, it would leave partitions without an owner.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        shards: Shards,
+        worker_id: str,
+        *,
+        static: bool,
+        should_stop: Callable[[], bool],
+        on_state: Callable[[str], None],
+    ) -> None:
+        self._settings = settings
+        self._shards = shards
+        self._should_stop = should_stop
+        self._on_state = on_state
+        config = consumer_config(settings, group=WORKER_GROUP, instance_id=worker_id if static else None)
+        self.consumer: Consumer = make_consumer({**config, "client.id": worker_id})
+        self._incremental = settings.kafka.get("group.protocol") == "consumer"
+        self._names = {settings.names[name]: name for name in INPUTS}
+        self._last_time_ms: dict[int, int] = {}
+        self._committed: dict[tuple[str, int], int] = {}
+        self.generation = 0
+        self.consumer.subscribe(
+            list(self._names), on_assign=self._assigned, on_revoke=self._revoked, on_lost=self._lost
+        )
+
+    def _assigned(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
+        self.generation += 1
+        numbers = sorted({tp.partition for tp in partitions} - set(self._shards.owned))
+        log.info("assigned %s", [f"{tp.topic}[{tp.partition}]" for tp in partitions])
+        if numbers:
+            self._on_state("restoring")
+            if not self._shards.restore(numbers, self._should_stop):
+                return
+        starts = start_offsets(self._settings, consumer, self._shards, partitions)
+        self._committed.update({(tp.topic, tp.partition): -1 for tp in partitions})
+        if self._incremental:
+            consumer.incremental_assign(starts)
+        else:
+            consumer.assign(starts)
+        self._on_state("running")
+
+    def _revoked(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
+        self.generation += 1
+        log.info("revoked %s", [f"{tp.topic}[{tp.partition}]" for tp in partitions])
+        for tp in partitions:
+            self._shards.owned.pop(tp.partition, None)
+            self._committed.pop((tp.topic, tp.partition), None)
+        if self._incremental:
+            consumer.incremental_unassign(partitions)
+        else:
+            consumer.unassign()
+
+    def _lost(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
+        log.warning(
+            "lost %s: the group went on without this worker",
+            [f"{tp.topic}[{tp.partition}]" for tp in partitions],
+        )
+        self._revoked(consumer, partitions)
+
+    def poll(self, limit: int, wait_s: float) -> list[Message]:
+        """The next micro-batch: whatever has arrived, up to `limit`, waiting at most `wait_s` for the first record.
+
+        Raises:
+            KafkaException: a fatal client error (fenced, not authorised); librdkafka retries all others itself.
+        """
+        generation = self.generation
+        batch = self._good(self.consumer.consume(1, wait_s))
+        if batch and limit > 1:
+            batch += self._good(self.consumer.consume(limit - 1, 0))
+        if generation == self.generation:
+            return batch
+        self._rewind()
+        return []
+
+    def _rewind(self) -> None:
+        """A rebalance came between the records of one batch: which of them are still ours can't be told, so none is
+        taken, and all partitions are read on from where their state stands."""
+        assigned = self.consumer.assignment()
+        for tp in assigned:
+            tp.offset = self._shards[tp.partition].next_offsets[self._names[tp.topic]]
+        if not assigned:
+            return
+        if self._incremental:
+            for tp in assigned:
+                self.consumer.seek(tp)
+        else:
+            self.consumer.assign(assigned)
+
+    def _good(self, messages: list[Message]) -> list[Message]:
+        good = []
+        for message in messages:
+            error = message.error()
+            if error is None:
+                good.append(message)
+                self._last_time_ms[message.partition()] = message.timestamp()[1]
+            elif error.fatal() or error.code() in _FATAL:
+                raise KafkaException(error)
+            else:
+                log.warning("consumer: %s (%s); retried", error.str(), error.name())
+        return good
+
+    def name(self, topic: str) -> str:
+        """The table's name of an input topic, without the prefix."""
+        return self._names[topic]
+
+    def positions(self) -> list[TopicPartition]:
+        """Next offsets of the assigned partitions that moved since they were last committed; where nothing has been
+        read yet, the offset to start from."""
+        moved = []
+        for tp in self.consumer.position(self.consumer.assignment()):
+            if tp.offset < 0:
+                tp.offset = self._shards[tp.partition].next_offsets[self._names[tp.topic]]
+            if self._committed.get((tp.topic, tp.partition)) != tp.offset:
+                moved.append(tp)
+        return moved
+
+    def committed(self, offsets: list[TopicPartition]) -> None:
+        self._committed.update({(tp.topic, tp.partition): tp.offset for tp in offsets})
+
+    def lag(self) -> tuple[int, float]:
+        """Records still to read in the assigned partitions, and the age in seconds of the oldest of them, as far as
+        this worker has seen: the high watermark is the last fetch's."""
+        total, oldest_ms = 0, None
+        now_ms = time.time() * 1000
+        for tp in self.consumer.position(self.consumer.assignment()):
+            _, high = self.consumer.get_watermark_offsets(tp, cached=True)
+            waiting = max(0, high - tp.offset) if tp.offset >= 0 else max(0, high)
+            total += waiting
+            seen_ms = self._last_time_ms.get(tp.partition)
+            if waiting and seen_ms is not None:
+                oldest_ms = seen_ms if oldest_ms is None else min(oldest_ms, seen_ms)
+        return total, 0.0 if oldest_ms is None else max(0.0, (now_ms - oldest_ms) / 1000)
+
+    def close(self) -> None:
+        """Leave the group (a static member keeps its place until the session times out) and close."""
+        self.consumer.close()
+
+
+_FATAL = frozenset(
+    {
+        KafkaError.TOPIC_AUTHORIZATION_FAILED,
+        KafkaError.GROUP_AUTHORIZATION_FAILED,
+        KafkaError.CLUSTER_AUTHORIZATION_FAILED,
+        KafkaError._FATAL,
+        KafkaError._AUTHENTICATION,
+        KafkaError.FENCED_INSTANCE_ID,
+        KafkaError.UNKNOWN_TOPIC_OR_PART,
+        KafkaError._UNKNOWN_TOPIC,
+    }
+)

@@ -1,0 +1,179 @@
+"""One micro-batch, one transaction: the order on which exactly-once depends.
+
+1. Compute everything in memory; no transaction is open, so a slow step holds nobody back.
+2. Begin.
+3. Produce recommendations, `user-state`, `interactions` and dead letters.
+4. Send the consumed offsets, as positions, with the group's metadata of this very moment: the broker then refuses
+   the batch of a worker that has lost its partitions.
+5. Commit. Only now is anything of the batch visible to readers of committed records.
+6. Only now may the batch be counted and the next one begin.
+
+An error or a timeout anywhere in 2 to 5 leaves memory ahead of the log. There is no way back from that but the log
+itself: `TransactionLostError` tells the worker to throw its producer and its shards away and restore.
+
+With `delivery = "at_least_once"` the same records are flushed and the offsets committed after them: a crash between
+the two learns a batch twice.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
+
+from streams.clients import producer_config
+from streams.errors import FreshetError, TransactionLostError
+from streams.settings import Settings
+
+__all__ = ["OutputRecord", "Transactions", "fence"]
+
+log = logging.getLogger("freshet.transaction")
+
+
+@dataclass(slots=True)
+class OutputRecord:
+    """One record to produce; `partition` None lets the partitioner place it by key."""
+
+    topic: str
+    key: bytes | None
+    value: bytes | None
+    partition: int | None = None
+    headers: Sequence[tuple[str, bytes | str | None]] | None = None
+
+
+class Transactions:
+    """Commits micro-batches under one transactional id."""
+
+    def __init__(self, settings: Settings, transactional_id: str) -> None:
+        self.transactional_id = transactional_id
+        self.exactly_once = settings.worker.delivery == "exactly_once"
+        self._timeout_s = settings.worker.rpc_timeout_s
+        config = producer_config(settings, transactional_id=transactional_id if self.exactly_once else None)
+        self._producer = Producer(config)
+        self._failed: KafkaError | None = None
+        self.committed = 0
+        self.commit_s = 0.0
+        if self.exactly_once:
+            self._initialise()
+
+    def _initialise(self) -> None:
+        """Fence a predecessor of the same id and abort what it left open; retried while the coordinator loads."""
+        deadline = time.monotonic() + self._timeout_s
+        while True:
+            try:
+                self._producer.init_transactions(self._timeout_s)
+                return
+            except KafkaException as error:
+                cause = error.args[0]
+                if not cause.retriable() or time.monotonic() > deadline:
+                    raise FreshetError(
+                        f"transactional id {self.transactional_id}: {cause.str()} ({cause.name()}). Check that the broker "
+                        "answers and that the ACLs allow Write on this transactional id."
+                    ) from error
+                time.sleep(0.1)
+
+    def commit(
+        self, records: Iterable[OutputRecord], consumer: Consumer, offsets: list[TopicPartition]
+    ) -> None:
+        """Steps 2 to 5 for one batch.
+
+        Raises:
+            TransactionLostError: the batch may not have been committed; memory must be restored from the log.
+        """
+        started = time.perf_counter()
+        try:
+            if self.exactly_once:
+                self._commit_transaction(records, consumer, offsets)
+            else:
+                self._flush_then_commit(records, consumer, offsets)
+        except KafkaException as error:
+            cause: KafkaError = error.args[0]
+            self._give_up(cause)
+            raise TransactionLostError(
+                f"transaction of {self.transactional_id} failed: {cause.str()} ({cause.name()}); "
+                "state is restored from the log"
+            ) from error
+        self.committed += 1
+        self.commit_s += time.perf_counter() - started
+
+    def _commit_transaction(
+        self, records: Iterable[OutputRecord], consumer: Consumer, offsets: list[TopicPartition]
+    ) -> None:
+        producer = self._producer
+        producer.begin_transaction()  # 2
+        self._produce(records)  # 3
+        producer.send_offsets_to_transaction(
+            offsets, consumer.consumer_group_metadata(), self._timeout_s
+        )  # 4
+        producer.commit_transaction(self._timeout_s)  # 5
+        self._check_deliveries()
+
+    def _flush_then_commit(
+        self, records: Iterable[OutputRecord], consumer: Consumer, offsets: list[TopicPartition]
+    ) -> None:
+        self._produce(records)
+        left = self._producer.flush(self._timeout_s)
+        self._check_deliveries()
+        if left:
+            raise KafkaException(
+                KafkaError(KafkaError._TIMED_OUT, f"{left} records not delivered within {self._timeout_s} s")
+            )
+        consumer.commit(offsets=offsets, asynchronous=False)
+
+    def _produce(self, records: Iterable[OutputRecord]) -> None:
+        produce = self._producer.produce
+        for record in records:
+            where = {} if record.partition is None else {"partition": record.partition}
+            headers = {} if record.headers is None else {"headers": list(record.headers)}
+            while True:
+                try:
+                    produce(
+                        record.topic,
+                        record.value,
+                        record.key,
+                        on_delivery=self._delivered,
+                        **where,
+                        **headers,
+                    )
+                    break
+                except BufferError:
+                    self._producer.poll(0.01)
+        self._producer.poll(0)
+
+    def _delivered(self, error: KafkaError | None, message: Message) -> None:
+        if error is not None and self._failed is None:
+            self._failed = error
+            log.error("%s[%s]: not delivered: %s", message.topic(), message.partition(), error.str())
+
+    def _check_deliveries(self) -> None:
+        if self._failed is not None:
+            failed, self._failed = self._failed, None
+            raise KafkaException(failed)
+
+    def _give_up(self, cause: KafkaError) -> None:
+        """Abort where the protocol allows it, so that readers are not held back until the timeout."""
+        if not self.exactly_once or cause.fatal():
+            return
+        try:
+            self._producer.abort_transaction(self._timeout_s)
+        except KafkaException as error:
+            log.warning("abort of %s failed too: %s", self.transactional_id, error.args[0].str())
+
+    def close(self) -> None:
+        """Let go of the producer; anything still queued is dropped, for it belongs to no committed batch."""
+        self._producer.purge()
+        self._producer.flush(1.0)
+
+
+def fence(settings: Settings, transactional_id: str) -> None:
+    """Abort what a dead worker left open: take its transactional id over for a moment.
+
+    A read_committed reader waits behind an open transaction until it times out; whoever takes over the dead worker's
+    partition need not.
+    """
+    log.warning("fencing transactional id %s, which left a transaction open", transactional_id)
+    producer = Producer(producer_config(settings, transactional_id=transactional_id))
+    producer.init_transactions(settings.worker.rpc_timeout_s)

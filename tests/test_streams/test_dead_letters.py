@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
+import msgspec
 from hypothesis import given
 from hypothesis import strategies as st
 
 from streams import __version__
-from streams.clients import consumer_config, make_consumer, make_producer, producer_config
+from streams.clients import consumer_config, make_consumer, make_producer, partition_for, producer_config
 from streams.dead_letters import HEADER_PREFIX, MAX_BYTES, OVERHEAD_BYTES, Header, dead_letter
 from streams.rejects import Reason, Rejected
 from streams.settings import Settings
 from streams.topics import EVENT_MAX_BYTES
-from streams.validation import EventValidator
+from streams.validation import AcceptedEvent, EventValidator
 from tests.test_streams.hostile_corpus import HostileRecord, hostile_records
 
 
@@ -114,6 +117,61 @@ def test_what_cannot_fit_is_cut_and_said() -> None:
     assert cut[1] is not None
     assert b"v" * len(cut[1]) == cut[1]
     assert size(cut) <= 8000
+
+
+def _examples(settings: Settings) -> list[str]:
+    """The Python of docs/events.md, on this test's broker and topics."""
+    page = (Path(__file__).parents[2] / "docs" / "events.md").read_text("utf-8")
+    blocks = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    for plain, here in (
+        ("127.0.0.1:9092", settings.bootstrap_servers),
+        ('"events"', f'"{settings.names["events"]}"'),
+        ('"events-dlq"', f'"{settings.names["events-dlq"]}"'),
+    ):
+        assert plain in "".join(blocks)
+        blocks = [block.replace(plain, here) for block in blocks]
+    return blocks
+
+
+def _read_events(settings: Settings, count: int) -> list[AcceptedEvent | Rejected]:
+    validator = EventValidator(
+        settings.validation, lambda key: partition_for(key, settings.topics.partitions)
+    )
+    consumer = make_consumer(consumer_config(settings, group=f"t-read-{time.time_ns()}"))
+    verdicts: list[AcceptedEvent | Rejected] = []
+    try:
+        consumer.subscribe([settings.names["events"]])
+        deadline_s = time.monotonic() + 30
+        while len(verdicts) < count and time.monotonic() < deadline_s:
+            for m in consumer.consume(count, 1.0):
+                place = (int(m.partition() or 0), int(m.offset() or 0))
+                verdicts.append(validator.decode_event(m.value(), m.key(), *place, m.timestamp()[1]))
+    finally:
+        consumer.close()
+    return verdicts
+
+
+def test_the_page_s_examples_work(settings: Settings) -> None:
+    first, mend = _examples(settings)
+    exec(compile(first, "events.md, first example", "exec"), {})
+    (event,) = _read_events(settings, 1)
+    assert isinstance(event, AcceptedEvent), event
+    assert (event.event.value, event.misplaced) == (4.5, False)
+
+    bad = {**msgspec.to_builtins(event.event), "event_id": "e-2", "value": "3.5"}
+    record = Record(msgspec.json.encode(bad), b"u-42", [])
+    verdict = EventValidator(settings.validation).decode_event(
+        record.value(), b"u-42", 0, 0, event.kafka_time_ms
+    )
+    assert isinstance(verdict, Rejected)
+    key, value, headers = dead_letter(record, verdict.reason, verdict.message)
+    ours = [(HEADER_PREFIX + "topic", settings.names["events"].encode())]
+    _produce(settings, "events-dlq", [HostileRecord(key, value, headers + ours, verdict.reason, "")])
+    exec(compile(mend, "events.md, mending", "exec"), {})
+    mended = [
+        v for v in _read_events(settings, 2) if isinstance(v, AcceptedEvent) and v.event.event_id == "e-2"
+    ]
+    assert [v.event.value for v in mended] == [3.5]
 
 
 def _produce(settings: Settings, topic: str, records: Sequence[HostileRecord]) -> None:

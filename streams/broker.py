@@ -319,6 +319,10 @@ def start_broker(
     """
     if remember and (known := running_broker()) is not None:
         return known
+    if port is not None and not _is_free(port):
+        raise EmbeddedBrokerError(
+            f"{HOST}:{port} is in use. Stop what listens there, or name another with --port."
+        )
     java = find_java()
     libs = kafka_jars(java, progress)
     if data_dir is None:
@@ -384,7 +388,9 @@ def stop_broker(info: BrokerInfo | None = None, *, now: bool = False, remove_dat
         if not _wait_gone(target, STOP_S):
             os.kill(target.pid, signal.SIGKILL)
             _wait_gone(target, STOP_S)
-    _children.pop(target.pid, None)
+    child = _children.pop(target.pid, None)
+    if child is not None:
+        child.wait(STOP_S)
     _forget(target)
     if remove_data:
         shutil.rmtree(target.data_dir, ignore_errors=True)

@@ -28,6 +28,7 @@ TIMEOUT_S = 30.0
 _PASSING = {
     KafkaError.NOT_LEADER_FOR_PARTITION,
     KafkaError.LEADER_NOT_AVAILABLE,
+    KafkaError.UNKNOWN_LEADER_EPOCH,
     KafkaError.UNKNOWN_TOPIC_OR_PART,
 }
 """What a broker says of a partition that exists, until it has taken up its leadership."""

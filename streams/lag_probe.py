@@ -57,6 +57,7 @@ class TimestampProbe:
             kind, timestamp = message.timestamp()
             if kind != TIMESTAMP_NOT_AVAILABLE:
                 self._known[key] = (offset, timestamp)
+        consumer.resume([TopicPartition(*key) for key in wanted if key not in missing])  # outlives `unassign`
         consumer.unassign()
 
     def close(self) -> None:

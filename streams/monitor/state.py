@@ -51,7 +51,7 @@ class HistoryPoint(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Swap(msgspec.Struct, frozen=True, kw_only=True):
-    """The first time that a worker of this deployment was seen serving a ranker version."""
+    """When the first of the workers was seen serving another ranker version than before."""
 
     at: int
     worker: str
@@ -144,8 +144,7 @@ class MonitorState:
         view = self.workers.get(stats.worker)
         if view is not None and (stats.epoch, stats.at) <= (view.stats.epoch, view.stats.at):
             return
-        if stats.ranker and not any(swap.version == stats.ranker for swap in self.swaps):
-            self.swaps.append(Swap(at=stats.at, worker=stats.worker, version=stats.ranker))
+        self._take_ranker(stats, None if view is None else view.stats.ranker)
         age_s = max(0.0, self._now() - stats.at / 1000.0)
         self.workers[stats.worker] = WorkerView(stats, self._clock() - age_s)
         self.stats_as_of_ms = max(stats.at, self.stats_as_of_ms or 0)
@@ -154,6 +153,12 @@ class MonitorState:
         if stats.at >= self.started_at_ms:
             self.latency.merge(stats.latency_ms_buckets)
             self._intervals.append((self._clock(), stats.latency_ms_buckets))
+
+    def _take_ranker(self, stats: WorkerStats, before: str | None) -> None:
+        """Mark a change of version once, though every worker makes it."""
+        marked = self.swaps[-1].version if self.swaps else None
+        if stats.ranker and stats.ranker not in (before, marked):
+            self.swaps.append(Swap(at=stats.at, worker=stats.worker, version=stats.ranker))
 
     def _take_totals(self, number: int, totals: PartitionStats, stats: WorkerStats) -> None:
         """Keep the further totals: a partition's former owner may report once more after the new one did."""

@@ -32,6 +32,7 @@ class ConsumedRecord(Protocol):
     def key(self) -> bytes | None: ...
     def value(self) -> bytes | None: ...
     def headers(self) -> Sequence[Header] | None: ...
+    def set_headers(self, value: list[Header], /) -> None: ...
     def topic(self) -> str | None: ...
     def partition(self) -> int | None: ...
     def offset(self) -> int | None: ...
@@ -49,8 +50,15 @@ def dead_letter(
     `freshet.errors.value_bytes` (the full length) say so.
     """
     key, value = record.key(), record.value()
-    original = list(record.headers() or ())
     own = error_headers(record, reason, message)
+    try:
+        original = list(record.headers() or ())
+    except (SystemError, UnicodeDecodeError):
+        # One has a name that is not UTF-8. confluent-kafka 2.16 raises once and then holds a list of null
+        # pointers, which crashes the interpreter at the next look: replace it.
+        record.set_headers([])
+        original = []
+        own.append(_header("headers_dropped", "all"))
     room = max_bytes - OVERHEAD_BYTES - len(key or b"") - _size(own)
     kept = _that_fit(original, room - len(value or b""))
     if len(kept) < len(original):

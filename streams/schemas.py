@@ -171,7 +171,7 @@ def dead_letter_headers() -> Schema:
         "timestamp": number,
         "version": {"type": "string"},
     }
-    rare = {"headers_dropped": number, "value_bytes": number}
+    rare = {"headers_dropped": {"type": "string", "pattern": "^([0-9]+|all)$"}, "value_bytes": number}
     return {
         "$schema": "http://json-schema.org/draft-07/schema#",
         "$id": "urn:freshet:schema:dead-letter-headers",

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+import sys
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -39,6 +42,9 @@ class Record:
 
     def headers(self) -> Sequence[Header] | None:
         return self.headers_
+
+    def set_headers(self, value: list[Header], /) -> None:
+        self.headers_ = value
 
     def topic(self) -> str:
         return "shop.events"
@@ -117,6 +123,43 @@ def test_what_cannot_fit_is_cut_and_said() -> None:
     assert cut[1] is not None
     assert b"v" * len(cut[1]) == cut[1]
     assert size(cut) <= 8000
+
+
+UNREADABLE_HEADER = """
+import asyncio, sys
+from aiokafka import AIOKafkaProducer
+
+class Raw(str):
+    def encode(self, *_):
+        return b"\\xff\\xfe"
+
+async def send(bootstrap, topic):
+    producer = AIOKafkaProducer(bootstrap_servers=bootstrap)
+    await producer.start()
+    await producer.send_and_wait(topic, b"{", key=b"u", headers=[("good", b"1"), (Raw("name"), b"2")])
+    await producer.stop()
+
+asyncio.run(send(*sys.argv[1:]))
+"""
+"""aiokafka in pure Python is the one client at hand that can be made to write a name that is not UTF-8."""
+
+
+def test_a_header_name_that_is_not_utf8_does_not_stop_the_stream(settings: Settings) -> None:
+    command = [sys.executable, "-c", UNREADABLE_HEADER, settings.bootstrap_servers, settings.names["events"]]
+    subprocess.run(command, check=True, timeout=60, env={**os.environ, "AIOKAFKA_NO_EXTENSIONS": "1"})
+    consumer = make_consumer(consumer_config(settings, group="t-header-names"))
+    try:
+        consumer.subscribe([settings.names["events"]])
+        (message,) = consumer.consume(1, 30.0)
+    finally:
+        consumer.close()
+    key, value, headers = dead_letter(message, Reason.INVALID_JSON, "m")
+    assert (key, value) == (b"u", b"{")
+    assert dict(headers)[HEADER_PREFIX + "headers_dropped"] == b"all"
+    assert len(headers) == 8
+    assert message.headers() == [], (
+        "the client's broken list must be gone: iterating it crashes the interpreter"
+    )
 
 
 def _examples(settings: Settings) -> list[str]:

@@ -197,7 +197,7 @@ class CoVisitation(OnlineRanker):
         self._target_norm = np.zeros(0, dtype=np.float32)
         self._clock = np.full(2, -1, dtype=np.int64)  # landmark, newest event; ms, -1 = no event yet
         self._total = np.zeros(0, dtype=np.float32)
-        self._touched = np.zeros(self.query_length * self.row_capacity, dtype=np.int32)
+        self._touched = np.zeros(self.query_length * self.row_capacity + 1, dtype=np.int32)
 
     def _reserve_rows(self, n: int) -> None:
         have = len(self._count)

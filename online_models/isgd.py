@@ -26,7 +26,7 @@ class ISGD(OnlineRanker):
     $$\mathrm{score}(u, i) = p_u \cdot q_i$$
 
     An event of weight w moves the user (at the owner), then the item and the negatives (at every replica),
-    with learning rate $\eta = \min(|w| \eta_0, 1)$; y = 1 for the item when w > 0, and 0 for it when w <= 0
+    with learning rate $\eta = \min(|w| \eta_0, 1/2)$; y = 1 for the item when w > 0, and 0 for it when w <= 0
     and for negatives:
 
     $$p_u \mathrel{+}= \eta ((y - p_u \cdot q_i) q_i - \lambda p_u)$$
@@ -49,7 +49,7 @@ class ISGD(OnlineRanker):
     ...     model.learn_one("ann", "tea")
     ...     model.learn_one("bob", "nails")
     >>> round(model.predict_one("ann", "tea"), 3), round(model.predict_one("ann", "nails"), 3)
-    (0.965, 0.0)
+    (0.96, 0.0)
     """
 
     owner_reads_items = True
@@ -57,9 +57,9 @@ class ISGD(OnlineRanker):
     def __init__(
         self,
         dimension: int = 32,
-        learning_rate: float = 0.05,
+        learning_rate: float = 0.3,
         regularization: float = 0.01,
-        negatives: int = 4,
+        negatives: int = 8,
         start_scale: float = 0.1,
         seed: int = 0,
     ) -> None:
@@ -68,9 +68,9 @@ class ISGD(OnlineRanker):
             raise ValueError(
                 f"dimension is {dimension} and negatives {negatives}; at least 1 and 0 are needed"
             )
-        if not 0.0 < learning_rate <= 1.0 or not 0.0 <= regularization <= 1.0:
+        if not 0.0 < learning_rate <= 0.5 or not 0.0 <= regularization <= 1.0:
             raise ValueError(
-                f"learning_rate {learning_rate} and regularization {regularization} must lie in 0 to 1"
+                f"learning_rate {learning_rate} must be 0 to 0.5, regularization {regularization} 0 to 1"
             )
         self.dimension = dimension
         self.learning_rate = learning_rate

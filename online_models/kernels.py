@@ -45,6 +45,9 @@ MAX_COMPONENT = np.float32(10.0)
 MAX_ERROR = np.float32(10.0)
 """Bounds on a factor's component and on an error: with both, no stream reaches an infinity or NaN."""
 
+MAX_RATE = 0.5
+"""A step this long already overshoots: at 0.7 the hit rate on ML-100K falls to a third of that at 0.3."""
+
 F = TypeVar("F", bound=Callable[..., Any])
 Floats = NDArray[np.float32]
 Doubles = NDArray[np.float64]
@@ -291,22 +294,23 @@ def covisitation_retrieve(
                 part = np.float32(decay) * source_norm[source]
                 start = pool.start[source]
                 for slot in range(start, start + pool.length[source]):
-                    key = pool.keys[slot]
-                    if (
+                    key = np.uint32(
+                        pool.keys[slot]
+                    )  # unsigned: no test for a negative index in the inner loop
+                    touched[n_touched] = key
+                    n_touched += (
                         total[key] == 0.0
-                    ):  # a sum back at exactly 0 is listed twice; the second listing reads 0 below
-                        touched[n_touched] = key
-                        n_touched += 1
+                    )  # back at exactly 0: listed twice, and the second reads 0 below
                     total[key] += part * pool.values[slot]
             decay *= query_decay
-        size = 0
+        size, best_scores, best_rows = 0, out_scores[user], out_rows[user]
         for position in range(n_touched):
             key = touched[position]
             score = total[key] * target_norm[key] * np.float32(scale)
             total[key] = 0.0
             if score > 0.0:
-                size = _push(out_scores[user], out_rows[user], size, score, key)
-        _sort_best_first(out_scores[user], out_rows[user], size)
+                size = _push(best_scores, best_rows, size, score, key)
+        _sort_best_first(best_scores, best_rows, size)
         for position in range(exclude.shape[1]):
             if exclude[user, position] >= 0:
                 total[exclude[user, position]] = 0.0
@@ -434,7 +438,7 @@ def _sgd_step(moved: Floats, fixed: Floats, target: float, rate: float, regulari
 
 @kernel
 def _rate(weight: float, learning_rate: float) -> float:
-    return min(abs(weight) * learning_rate, 1.0)
+    return min(abs(weight) * learning_rate, MAX_RATE)
 
 
 @kernel

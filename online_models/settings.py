@@ -46,9 +46,9 @@ class FactorSettings(_Section, frozen=True):
     """See `online_models.isgd.ISGD`."""
 
     dimension: Annotated[int, Meta(ge=1, le=1024)] = 32
-    learning_rate: Annotated[float, Meta(gt=0.0, le=1.0)] = 0.05
+    learning_rate: Annotated[float, Meta(gt=0.0, le=0.5)] = 0.3
     regularization: NonNegative = 0.01
-    negatives: Annotated[int, Meta(ge=0, le=64)] = 4
+    negatives: Annotated[int, Meta(ge=0, le=64)] = 8
     start_scale: Annotated[float, Meta(ge=0.0, le=1.0)] = 0.1
 
 

@@ -23,7 +23,7 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
         {"row_capacity": 8, "window": 4},
     ],
     "DecayedPopularity": [{}, {"half_life_s": 60.0}, {"half_life_s": 0.0, "top_size": 4}],
-    "ISGD": [{}, {"dimension": 5, "learning_rate": 1.0, "negatives": 0}],
+    "ISGD": [{}, {"dimension": 5, "learning_rate": 0.5, "negatives": 0}],
 }
 CASES = [
     pytest.param(lambda model=model, kwargs=kwargs: model(**kwargs), id=f"{model.__name__}-{number}")

@@ -190,8 +190,12 @@ def split_by_time(log: InteractionLog, settings: TrainerSettings) -> LogSplit:
     positive = log.column("weight")[rows] > 0
     starts = _group_starts(log.column("user")[rows])
     held_out, in_train = _hold_out(rows, times_ms, positive, settings)
-    counts = np.bincount(items[in_train & positive], minlength=len(log.item_ids))
+    learned = in_train & positive
+    counts = np.bincount(items[learned], minlength=len(log.item_ids))
+    first_row = np.full(len(log.item_ids), len(log))
+    np.minimum.at(first_row, items[learned], rows[learned])
     known = np.flatnonzero(counts >= settings.min_count)
+    known = known[np.argsort(first_row[known], kind="stable")]
     if not len(known):
         raise NotEnoughDataError(
             f"none of {len(log.item_ids)} items was met {settings.min_count} times (trainer.min_count)"

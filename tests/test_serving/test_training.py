@@ -1,0 +1,138 @@
+"""What the network learns, that it learns it twice alike, and that it takes over what was learned."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import msgspec
+import numpy as np
+import pytest
+import torch
+
+from serving.training.dataset import split_by_time
+from serving.training.networks import build_network
+from serving.training.train import (
+    SampledSoftmax,
+    TrainingDivergedError,
+    WarmStart,
+    copy_weights,
+    evaluate,
+    full_softmax,
+    train,
+)
+from serving.training.windows import hold_out_newest
+from tests.test_serving.ranker_cases import (
+    ITEMS,
+    SETTINGS,
+    item_name,
+    markov_log,
+    markov_outcome,
+    markov_ranker,
+    successor,
+)
+
+
+def test_the_chain_is_learned_and_published() -> None:
+    _, outcome = markov_outcome()
+    assert outcome.report.accepted, outcome.report.reasons
+    assert outcome.report.challenger is not None
+    assert outcome.report.challenger.hr_at_10 > 0.85  # 5 % of the steps can't be known
+    assert outcome.report.popularity.hr_at_10 < 0.2
+    assert outcome.report.parity is not None
+    assert outcome.report.parity <= 1e-4
+
+
+def test_the_exported_ranker_puts_the_right_next_item_first() -> None:
+    ranker = markov_ranker()
+    catalogue = [item_name(index) for index in range(ITEMS)]
+    histories = [[item_name(start), successor(item_name(start))] for start in range(0, ITEMS, 5)]
+    scores = ranker.score(histories, [catalogue] * len(histories))
+    best = [catalogue[k] for k in scores.argmax(axis=1)]
+    right = [successor(history[-1]) for history in histories]
+    assert np.mean([a == b for a, b in zip(best, right, strict=True)]) > 0.9
+
+
+def test_two_runs_of_one_seed_agree_to_the_bit() -> None:
+    split = split_by_time(markov_log(users=120), SETTINGS)
+    quick = msgspec.structs.replace(SETTINGS, max_epochs=2)
+    first, second = train(split, quick).weights(), train(split, quick).weights()
+    other = train(split, msgspec.structs.replace(quick, seed=8)).weights()
+    assert first.keys() == second.keys()
+    for name, weights in first.items():
+        np.testing.assert_array_equal(weights, second[name])
+    assert not np.array_equal(first["item_embedding.weight"], other["item_embedding.weight"])
+
+
+def test_warm_start_copies_by_item_id_and_begins_where_the_old_one_ended() -> None:
+    split = split_by_time(markov_log(users=250), SETTINGS)
+    old = train(split, msgspec.structs.replace(SETTINGS, max_epochs=10))
+    warm = WarmStart(old.vocabulary, old.weights())
+    vocabulary = (*reversed(split.vocabulary), "item-new")
+    torch.manual_seed(0)
+    network = build_network(len(vocabulary), SETTINGS)
+    assert copy_weights(network, vocabulary, warm) == len(split.vocabulary)
+    table = network.item_embedding.weight.detach().numpy()
+    row = {item_id: k for k, item_id in enumerate(old.vocabulary, start=1)}
+    for k, item_id in enumerate(vocabulary[:-1], start=1):
+        np.testing.assert_array_equal(table[k], warm.weights["item_embedding.weight"][row[item_id]])
+    torch.manual_seed(0)
+    fresh, copied = (build_network(len(split.vocabulary), SETTINGS) for _ in range(2))
+    copy_weights(copied, split.vocabulary, warm)
+    _, held_out = hold_out_newest(split.train, SETTINGS)
+    assert evaluate(copied, held_out) == pytest.approx(old.best_ndcg_at_10)
+    assert evaluate(fresh, held_out) < 0.5 * evaluate(copied, held_out)
+
+
+def test_sampled_softmax_estimates_the_full_one() -> None:
+    torch.manual_seed(3)
+    network = build_network(300, SETTINGS)
+    states, targets = torch.randn(64, SETTINGS.dim), torch.randint(1, 301, (64,))
+    nothing = torch.zeros(64, 1, dtype=torch.int64)
+    q = torch.rand(301) + 0.05
+    q[0] = 0.0
+    loss = SampledSoftmax(q / q.sum(), 4000)
+    with torch.no_grad():
+        full = float(full_softmax(network, states, targets, nothing))
+        sampled = float(np.mean([float(loss(network, states, targets, nothing)) for _ in range(10)]))
+    assert sampled == pytest.approx(full, abs=0.02)
+
+
+def test_what_was_seen_is_no_rival_unless_it_is_the_target() -> None:
+    torch.manual_seed(3)
+    network = build_network(5, SETTINGS)
+    states = torch.randn(1, SETTINGS.dim)
+    seen, target = torch.tensor([[0, 2, 4]]), torch.tensor([4])
+    with torch.no_grad():
+        logits = network.logits(states)[0]
+        expected = torch.logsumexp(logits[[1, 3, 4, 5]], 0) - logits[4]
+        assert float(full_softmax(network, states, target, seen)) == pytest.approx(float(expected), abs=1e-5)
+
+
+def test_sampled_softmax_learns_the_chain_too() -> None:
+    split = split_by_time(markov_log(users=250), SETTINGS)
+    settings = msgspec.structs.replace(SETTINGS, full_softmax_limit=100, negatives=64)
+    assert train(split, settings).best_ndcg_at_10 > 0.5
+
+
+def test_broken_weights_are_named_not_trained_on() -> None:
+    split = split_by_time(markov_log(users=120), SETTINGS)
+    network = build_network(len(split.vocabulary), SETTINGS)
+    weights = {name: p.numpy() * np.float32(np.nan) for name, p in network.state_dict().items()}
+    with pytest.raises(TrainingDivergedError, match="loss is nan at batch 1"):
+        train(split, SETTINGS, WarmStart(split.vocabulary, weights))
+
+
+def test_time_budget_ends_the_run() -> None:
+    split = split_by_time(markov_log(), SETTINGS)
+    settings = msgspec.structs.replace(SETTINGS, max_epochs=10_000, patience=10_000, max_seconds=1.0)
+    assert train(split, settings).seconds < 5.0
+
+
+@pytest.mark.parametrize(
+    "module",
+    ["serving.training", "serving.training.settings", "serving.training.dataset", "serving.registry.swap"],
+)
+def test_workers_can_import_it_without_torch(module: str) -> None:
+    code = f"import sys, {module}; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

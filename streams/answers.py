@@ -23,7 +23,8 @@ __all__ = ["Answers"]
 
 
 class Answers:
-    """Asks the pipeline for lists, and keeps the last one in each user's state: the next event is judged against it."""
+    """Asks the pipeline for lists, and keeps the last one in each user's state: the next event is judged
+    against it."""
 
     def __init__(
         self, settings: Settings, pipeline: Pipeline, shards: Shards, worker: str, epoch: int
@@ -40,8 +41,8 @@ class Answers:
         self._coalesced = 0
 
     def choose(self, waves: Sequence[list[Admitted]], source: Source) -> Sequence[list[Admitted]]:
-        """Which events of each wave get a list: all of them. Only while the worker is far behind is it the newest of
-        each user; the others are counted as coalesced."""
+        """Which events of each wave get a list: all of them. Only while the worker is far behind is it the
+        newest of each user; the others are counted as coalesced."""
         trigger = self._settings.trigger
         if not trigger.events:
             return [[] for _ in waves]

@@ -29,7 +29,7 @@ from streams.broker_java import Java, Progress, find_java, kafka_jars
 from streams.errors import EmbeddedBrokerError
 from streams.settings import default_state_dir
 
-__all__ = ["BrokerInfo", "broker_status", "running_broker", "start_broker", "stop_broker"]
+__all__ = ["BrokerInfo", "broker_status", "process_start", "running_broker", "start_broker", "stop_broker"]
 
 HOST = "127.0.0.1"
 DEFAULT_PORT = 9092
@@ -62,7 +62,7 @@ def _state_file() -> Path:
     return default_state_dir() / "kafka" / "broker.json"
 
 
-def _process_start(pid: int) -> str | None:
+def process_start(pid: int) -> str | None:
     """When process `pid` started, in the system's own words; None when it is gone (or a zombie)."""
     child = _children.get(pid)
     if child is not None and child.poll() is not None:
@@ -78,7 +78,7 @@ def _process_start(pid: int) -> str | None:
 
 
 def _alive(info: BrokerInfo) -> bool:
-    return _process_start(info.pid) == info.started
+    return process_start(info.pid) == info.started
 
 
 def running_broker() -> BrokerInfo | None:
@@ -278,7 +278,7 @@ def _attempt(java: Java, libs: Path, data_dir: Path, port: int, with_parent: boo
                 data_dir=str(data_dir),
                 pid=process.pid,
                 log_file=str(data_dir / "server.log"),
-                started=_process_start(process.pid) or "",
+                started=process_start(process.pid) or "",
             )
     except BaseException:
         _end(process)

@@ -7,13 +7,13 @@ rejected, replayed and rejected again, the last header of a name is the present 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
 
 from streams import __version__
+from streams.records import Header, Record
 from streams.rejects import Reason
 from streams.topics import TOPICS
 
-__all__ = ["HEADER_PREFIX", "ConsumedRecord", "Header", "dead_letter", "error_headers"]
+__all__ = ["HEADER_PREFIX", "dead_letter", "error_headers"]
 
 HEADER_PREFIX = "freshet.errors."
 MESSAGE_BYTES = 1024
@@ -23,24 +23,9 @@ OVERHEAD_BYTES = 512
 HEADER_OVERHEAD_BYTES = 10
 """Length fields of one header, at their largest."""
 
-Header = tuple[str, bytes | None]
-
-
-class ConsumedRecord(Protocol):
-    """What `confluent_kafka.Message` offers of a record."""
-
-    def key(self) -> bytes | None: ...
-    def value(self) -> bytes | None: ...
-    def headers(self) -> Sequence[Header] | None: ...
-    def set_headers(self, value: list[Header], /) -> None: ...
-    def topic(self) -> str | None: ...
-    def partition(self) -> int | None: ...
-    def offset(self) -> int | None: ...
-    def timestamp(self) -> tuple[int, int]: ...
-
 
 def dead_letter(
-    record: ConsumedRecord, reason: Reason, message: str, max_bytes: int = MAX_BYTES
+    record: Record, reason: Reason, message: str, max_bytes: int = MAX_BYTES
 ) -> tuple[bytes | None, bytes | None, list[Header]]:
     """Key, value and headers of the dead letter of `record`.
 
@@ -69,7 +54,7 @@ def dead_letter(
     return key, value, kept + own
 
 
-def error_headers(record: ConsumedRecord, reason: Reason, message: str) -> list[Header]:
+def error_headers(record: Record, reason: Reason, message: str) -> list[Header]:
     """The seven headers, all UTF-8 strings; `timestamp` is the Kafka record's, in ms since the epoch."""
     return [
         _header("reason", reason.value),

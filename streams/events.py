@@ -1,7 +1,8 @@
 """The records on the wire, as types: what producers send and what Freshet answers (DESIGN 4).
 
-Everything is UTF-8 JSON with snake_case names. Unknown fields are ignored (and counted), so that producers may add
-fields before their consumers know them. What a type alone can't say (ids, ranges, times) is in `streams.validation`.
+Everything is UTF-8 JSON with snake_case names. Unknown fields are ignored (and counted), so that producers
+may add fields before their consumers know them. What a type alone can't say (ids, ranges, times) is in
+`streams.validation`.
 """
 
 from __future__ import annotations
@@ -86,7 +87,8 @@ class User(msgspec.Struct, kw_only=True):
 
 
 class Request(msgspec.Struct, kw_only=True):
-    """ "Give me `count` items now": a record of `requests`, keyed by `user_id` (or by `request_id` when anonymous)."""
+    """ "Give me `count` items now": a record of `requests`, keyed by `user_id` (or by `request_id` when
+    anonymous)."""
 
     request_id: str
     user_id: str | None = None
@@ -99,7 +101,8 @@ class Request(msgspec.Struct, kw_only=True):
 
 
 class Reason(msgspec.Struct, kw_only=True):
-    """Why an item stands in a list: `kind` is a source's name, `because` the user's own items that led to it."""
+    """Why an item stands in a list: `kind` is a source's name, `because` the user's own items that led to
+    it."""
 
     kind: str
     because: list[str]
@@ -147,8 +150,8 @@ class ModelRecord(msgspec.Struct, kw_only=True):
 
 
 class PartitionStats(msgspec.Struct, kw_only=True):
-    """Totals of one `events` partition since the topic began; they are committed with the partition's offsets, so a
-    crash neither loses nor repeats a count."""
+    """Totals of one `events` partition since the topic began; they are committed with the partition's
+    offsets, so a crash neither loses nor repeats a count."""
 
     accepted: int = 0
     rejected: int = 0

@@ -1,7 +1,7 @@
 """Records in, good ones and bad ones out: decode, validate, drop duplicates.
 
-A bad record is data: it becomes a dead letter, bytes untouched, and the stream goes on. Only when most of the latest
-records are bad does the worker stop, for then a producer has broken.
+A bad record is data: it becomes a dead letter, bytes untouched, and the stream goes on. Only when most of
+the latest records are bad does the worker stop, for then a producer has broken.
 """
 
 from __future__ import annotations
@@ -9,9 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
-from confluent_kafka import Message
-
 from streams.dead_letters import dead_letter
+from streams.records import Record
 from streams.rejects import Reason, Rejected, RejectGuard
 from streams.settings import Settings
 from streams.shards import Shards
@@ -46,8 +45,8 @@ class Batch:
     """Every shard that a record of the batch belongs to."""
 
     def waves(self) -> Iterator[list[Admitted]]:
-        """Events such that each wave holds at most one per user, in order of arrival: a user's second event is in a
-        later wave than the first, so that its list knows the first."""
+        """Events such that each wave holds at most one per user, in order of arrival: a user's second event
+        is in a later wave than the first, so that its list knows the first."""
         turn: dict[int, int] = {}
         waves: list[list[Admitted]] = []
         for event in self.events:
@@ -73,7 +72,7 @@ class Intake:
             for name in ("events", "requests")
         }
 
-    def admit(self, messages: Sequence[Message], source: Source) -> Batch:
+    def admit(self, messages: Sequence[Record], source: Source) -> Batch:
         """Sort `messages` out.
 
         Raises:
@@ -89,7 +88,7 @@ class Intake:
                 self._request(message, shard, batch)
         return batch
 
-    def _event(self, message: Message, shard: Shard, batch: Batch) -> None:
+    def _event(self, message: Record, shard: Shard, batch: Batch) -> None:
         batch.records += 1
         found = self._validator.decode_event(
             message.value(),
@@ -126,7 +125,7 @@ class Intake:
         shard.newest_ms = newest_after(shard.newest_ms, found)
         batch.events.append(Admitted(found, user, shard, known is None))
 
-    def _request(self, message: Message, shard: Shard, batch: Batch) -> None:
+    def _request(self, message: Record, shard: Shard, batch: Batch) -> None:
         found = self._validator.decode_request(
             message.value(), message.key(), message.partition(), message.offset(), message.timestamp()[1]
         )
@@ -138,10 +137,10 @@ class Intake:
             self._guards["requests"].add()
             batch.requests.append(found)
 
-    def _dead(self, message: Message, rejected: Rejected) -> OutputRecord:
+    def _dead(self, message: Record, rejected: Rejected) -> OutputRecord:
         key, value, headers = dead_letter(message, rejected.reason, rejected.message)
         return OutputRecord(self._dlq, key, value, headers=headers)
 
-    def dead_item(self, message: Message, rejected: Rejected) -> OutputRecord:
+    def dead_item(self, message: Record, rejected: Rejected) -> OutputRecord:
         """The dead letter of a rejected `items` record."""
         return self._dead(message, rejected)

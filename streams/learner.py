@@ -1,4 +1,5 @@
-"""The owner's half of learning: a user's state moves at once, and the learning log carries the rest to every replica."""
+"""The owner's half of learning: a user's state moves at once, and the learning log carries the rest to
+every replica."""
 
 from __future__ import annotations
 
@@ -32,7 +33,8 @@ class Learner:
         self.widths = (self._window, models.factors.dimension, models.factors.negatives)
 
     def learn(self, wave: Sequence[Admitted]) -> list[Interaction]:
-        """Learn one event each of different users; returns their rows for the learning log, in the same order."""
+        """Learn one event each of different users; returns their rows for the learning log, in the same
+        order."""
         for event in wave:
             if event.new_user:
                 event.user.factor = self._items.start_users([event.user.user_id])[0]
@@ -50,7 +52,8 @@ class Learner:
         return rows
 
     def _step(self, wave: Sequence[Admitted]) -> tuple[np.ndarray, Sequence[Sequence[str]]]:
-        """New factors float32[n, d] and the negatives that were sampled for each; the replicas' state is only read."""
+        """New factors float32[n, d] and the negatives that were sampled for each; the replicas' state is
+        only read."""
         if not wave:
             return np.empty((0, 0), np.float32), []
         return self._items.learn_users(
@@ -80,7 +83,8 @@ class Learner:
         )
 
     def _remember(self, event: Admitted) -> None:
-        """What was used, liked or not, is seen; what was liked is also a recent item. An impression is neither."""
+        """What was used, liked or not, is seen; what was liked is also a recent item. An impression is
+        neither."""
         accepted = event.accepted
         item_id = accepted.event.item_id
         if item_id is None or accepted.weight == 0:
@@ -94,8 +98,8 @@ class Learner:
     def _judge(self, event: Admitted) -> None:
         """Was the item in the last list, and would plain popularity have had it among its ten unseen?
 
-        Popularity is asked at the moment of the event, at a user's first event too, where no list has been emitted
-        yet: the comparison leans towards it.
+        Popularity is asked at the moment of the event, at a user's first event too, where no list has been
+        emitted yet: the comparison leans towards it.
         """
         accepted, user, stats = event.accepted, event.user, event.shard.stats
         item_id = accepted.event.item_id

@@ -1,8 +1,10 @@
 """The learning log: what every replica learns from, packed many interactions to a binary record.
 
-`interactions` has one partition, so its offsets are one total order. A record is a msgpack array: a table of the item
-ids that it uses, then one byte string per column (little-endian, n interactions). It carries the settings digest of
-the models that wrote it: a replica with other models or kernels would not stay bit-for-bit equal, so it refuses.
+`interactions` has one partition, so its offsets are one total order. A record is a msgpack array: a table
+of the item ids that it uses, then one byte string per column (little-endian, n interactions). It carries
+the settings
+digest of the models that wrote it: a replica with other models or kernels would not stay bit-for-bit equal,
+so it refuses.
 
 Users stand in the log as random 64-bit tokens; only `user-state` knows whose they are.
 """
@@ -11,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -32,8 +35,8 @@ _ROW_BYTES = 96
 class Interaction:
     """One accepted event with the user context that the item models need.
 
-    Shapes: `before` and `after` float32 [d], the user's factor around this event. `recent` holds the user's items
-    before this event, newest first. `item_id` is None for events without an item.
+    Shapes: `before` and `after` float32 [d], the user's factor around this event. `recent` holds the user's
+    items before this event, newest first. `item_id` is None for events without an item.
     """
 
     event_id: str
@@ -53,7 +56,8 @@ class Interaction:
 
 
 class LogRecord(msgspec.Struct, array_like=True):
-    """One record of `interactions`; columns as bytes, one value (or row of `width` values) per interaction."""
+    """One record of `interactions`; columns as bytes, one value (or row of `width` values) per
+    interaction."""
 
     format: int
     settings_digest: str
@@ -78,13 +82,15 @@ class LogRecord(msgspec.Struct, array_like=True):
     before: bytes
     after: bytes
 
-    def column(self, name: str, dtype: str, width: int = 0) -> npt.NDArray[np.generic]:
-        """Column `name` as an array [n] or [n, width]; raises LearningLogError when its length does not fit."""
+    def column(self, name: str, dtype: str, width: int = 0) -> npt.NDArray[Any]:
+        """Column `name` as an array [n] or [n, width]; raises LearningLogError when its length does not
+        fit."""
         raw: bytes = getattr(self, name)
         expected = np.dtype(dtype).itemsize * self.n * (width or 1)
         if len(raw) != expected and not (width == 0 and name in ("recent", "negatives")):
             raise LearningLogError(
-                f"learning log: column {name} has {len(raw)} bytes, {expected} expected for {self.n} interactions"
+                f"learning log: column {name} has {len(raw)} bytes, {expected} expected for {self.n} "
+                "interactions"
             )
         values = np.frombuffer(raw, dtype)
         return values.reshape(self.n, width) if width else values
@@ -193,21 +199,25 @@ def decode_record(value: bytes | None, where: str) -> LogRecord:
         ) from error
     if record.format != FORMAT_VERSION:
         raise LearningLogError(
-            f"{where}: format {record.format}, this version reads {FORMAT_VERSION}. Upgrade every worker first."
+            f"{where}: format {record.format}, this version reads {FORMAT_VERSION}. Upgrade every worker "
+            "first."
         )
     return record
 
 
 def learning_batch(record: LogRecord, settings_digest: str, where: str) -> LearningBatch | None:
-    """What the item models learn from `record`: its interactions with an item and a weight; None when there are none.
+    """What the item models learn from `record`: its interactions with an item and a weight; None when there
+    are none.
 
     Raises:
         LearningLogError: the record was written under other model settings, kernels or CPU target.
     """
     if record.settings_digest != settings_digest:
         raise LearningLogError(
-            f"{where}: learned under settings {record.settings_digest[:12]}, this worker runs {settings_digest[:12]}. "
-            "All workers need the same [models] settings, kernel version and CPU target; to change them, stop all "
+            f"{where}: learned under settings {record.settings_digest[:12]}, this worker runs "
+            f"{settings_digest[:12]}. "
+            "All workers need the same [models] settings, kernel version and CPU target; to change them, "
+            "stop all "
             "workers and start on a new topic prefix, or replay the events."
         )
     recent_width, factor_width, negatives_width = record.widths

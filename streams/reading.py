@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping
+from typing import cast
 
-from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, Message, TopicPartition
+from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, TopicPartition
 
 from streams.clients import make_consumer, tail_consumer_config
 from streams.errors import BrokerUnavailableError, DataLossError, TopicLayoutError
+from streams.records import Record
 from streams.settings import Settings
 
 __all__ = ["PartitionId", "PartitionReader", "partitions_of", "watermarks", "where"]
@@ -16,7 +18,7 @@ __all__ = ["PartitionId", "PartitionReader", "partitions_of", "watermarks", "whe
 PartitionId = tuple[str, int]
 
 
-def where(message: Message) -> str:
+def where(message: Record) -> str:
     """`topic[partition]@offset`, as every message about a record names it."""
     return f"{message.topic()}[{message.partition()}]@{message.offset()}"
 
@@ -32,8 +34,8 @@ def partitions_of(consumer: Consumer, topic: str, timeout_s: float) -> list[int]
 def watermarks(
     settings: Settings, partitions: Iterable[PartitionId], *, isolation: str = "read_uncommitted"
 ) -> dict[PartitionId, tuple[int, int]]:
-    """Low and end offset of each partition; the end is the high watermark, or with `read_committed` the last stable
-    offset (before the first open transaction)."""
+    """Low and end offset of each partition; the end is the high watermark, or with `read_committed` the
+    last stable offset (before the first open transaction)."""
     consumer = make_consumer(tail_consumer_config(settings, isolation=isolation))
     try:
         timeout_s = settings.worker.rpc_timeout_s
@@ -53,8 +55,8 @@ def watermarks(
 class PartitionReader:
     """A group-less reader of given partitions that knows how far it is, control records included.
 
-    `positions` holds the next offset by partition: behind the last record handed out, or behind whatever the broker
-    said stands before the end (transaction markers, aborted records).
+    `positions` holds the next offset by partition: behind the last record handed out, or behind whatever
+    the broker said stands before the end (transaction markers, aborted records).
     """
 
     def __init__(self, settings: Settings, starts: Mapping[PartitionId, int], *, lossy: bool = True) -> None:
@@ -70,25 +72,27 @@ class PartitionReader:
             ]
         )
 
-    def poll(self, limit: int, timeout_s: float) -> list[Message]:
+    def poll(self, limit: int, timeout_s: float) -> list[Record]:
         """Up to `limit` records, waiting at most `timeout_s` for the first.
 
         Raises:
             DataLossError: the wanted offset is no longer in the log (only with `lossy=False`).
             KafkaException: a fatal error of the client.
         """
-        records = []
+        records: list[Record] = []
         for message in self._consumer.consume(limit, timeout_s):
             error = message.error()
-            key = (message.topic(), message.partition())
+            key = (message.topic() or "", message.partition() or 0)
+            offset = message.offset() or 0
             if error is None:
-                self.positions[key] = message.offset() + 1
-                records.append(message)
+                self.positions[key] = offset + 1
+                records.append(cast(Record, message))
             elif error.code() == KafkaError._PARTITION_EOF:
-                self.positions[key] = max(self.positions[key], message.offset())
+                self.positions[key] = max(self.positions[key], offset)
             elif error.code() == KafkaError._AUTO_OFFSET_RESET:
                 raise DataLossError(
-                    f"{key[0]}[{key[1]}]@{self.positions[key]}: this offset is no longer in the log ({error.str()})"
+                    f"{key[0]}[{key[1]}]@{self.positions[key]}: this offset is no longer in the log "
+                    f"({error.str()})"
                 )
             elif error.fatal() or not error.retriable():
                 raise KafkaException(error)
@@ -97,16 +101,17 @@ class PartitionReader:
     def read_to(
         self,
         targets: Mapping[PartitionId, int],
-        handle: Callable[[Message], None],
+        handle: Callable[[Record], None],
         *,
         stuck: Callable[[set[PartitionId]], None] | None = None,
         should_stop: Callable[[], bool] = lambda: False,
         timeout_s: float | None = None,
     ) -> bool:
-        """Hand records to `handle` until every position has reached its target; False when `should_stop` said so.
+        """Hand records to `handle` until every position has reached its target; False when `should_stop`
+        said so.
 
-        `stuck` is called, at most once a second, with the partitions that hold more than may be read: a transaction
-        is open there.
+        `stuck` is called, at most once a second, with the partitions that hold more than may be read: a
+        transaction is open there.
 
         Raises:
             BrokerUnavailableError: no progress for `timeout_s` (default: `worker.rpc_timeout_s`).
@@ -135,7 +140,8 @@ class PartitionReader:
         return True
 
     def lag(self, key: PartitionId) -> int:
-        """Records (control records included) between the position and the end that the last fetch reported."""
+        """Records (control records included) between the position and the end that the last fetch
+        reported."""
         _, high = self._consumer.get_watermark_offsets(TopicPartition(*key), cached=True)
         return max(0, high - self.positions[key])
 

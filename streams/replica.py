@@ -1,7 +1,8 @@
 """What every worker holds whole: the learned item state, the catalogue, the ranker in service.
 
-All three are read from topics without a group. The item state learns from the log alone, even from this worker's own
-events, so that every replica applies the same records in the same order and stays bit-for-bit equal.
+All three are read from topics without a group. The item state learns from the log alone, even from this
+worker's own events, so that every replica applies the same records in the same order and stays bit-for-bit
+equal.
 """
 
 from __future__ import annotations
@@ -12,15 +13,15 @@ from collections import deque
 from collections.abc import Callable
 
 import msgspec
-from confluent_kafka import Message
 
 from online_models.item_state import ItemState
 from serving.catalogue import Catalogue, CatalogueEntry
-from serving.registry.store import Registry
 from serving.registry.swap import RankerSlot, SwapEvent
 from streams.events import ModelRecord
 from streams.learning_log import decode_record, learning_batch
+from streams.model_records import open_registry
 from streams.reading import PartitionId, PartitionReader, watermarks, where
+from streams.records import Record
 from streams.rejects import Rejected
 from streams.settings import Settings
 from streams.snapshots import SnapshotStore
@@ -31,9 +32,11 @@ __all__ = ["Replica"]
 log = logging.getLogger("freshet.replica")
 
 REJECTED_ITEMS_KEPT = 10_000
-"""Rejected `items` records waiting until this worker owns partition 0, whose owner writes them to the dead letters."""
+"""Rejected `items` records waiting until this worker owns partition 0, whose owner writes them to the dead
+letters."""
 DRAIN_RECORDS = 500
-"""Log records applied at most between two micro-batches, so that a long backlog does not starve the events."""
+"""Log records applied at most between two micro-batches, so that a long backlog does not starve the
+events."""
 
 
 class Replica:
@@ -48,9 +51,9 @@ class Replica:
         self.snapshots = SnapshotStore(settings)
         self.items: ItemState = self.snapshots.newest_or_empty()
         self.catalogue = Catalogue(self.items.items)
-        registry = Registry(settings.registry_url, settings.registry)
+        registry = open_registry(settings)
         self.slot = RankerSlot(registry, settings.ranker)
-        self.rejected_items: deque[tuple[Message, Rejected]] = deque(maxlen=REJECTED_ITEMS_KEPT)
+        self.rejected_items: deque[tuple[Record, Rejected]] = deque(maxlen=REJECTED_ITEMS_KEPT)
         self._since_snapshot = 0
         self._model_decoder = msgspec.json.Decoder(ModelRecord)
         starts: dict[PartitionId, int] = {}
@@ -97,7 +100,7 @@ class Replica:
     def close(self) -> None:
         self._reader.close()
 
-    def _apply(self, message: Message) -> None:
+    def _apply(self, message: Record) -> None:
         match self._topics[message.topic()]:
             case "interactions":
                 self._learn(message)
@@ -106,7 +109,7 @@ class Replica:
             case _:
                 self._model_record(message)
 
-    def _learn(self, message: Message) -> None:
+    def _learn(self, message: Record) -> None:
         place = where(message)
         record = decode_record(message.value(), place)
         batch = learning_batch(record, self.items.settings_digest, place)
@@ -115,7 +118,7 @@ class Replica:
         self.items.offset = message.offset() + 1
         self._since_snapshot += record.n
 
-    def _catalogue_record(self, message: Message) -> None:
+    def _catalogue_record(self, message: Record) -> None:
         now_ms = int(time.time() * 1000)
         found = self._validator.decode_item(
             message.value(), message.key(), message.partition(), message.offset(), message.timestamp()[1]
@@ -136,7 +139,7 @@ class Replica:
         else:
             self.catalogue.remove(found.key, now_ms)
 
-    def _model_record(self, message: Message) -> None:
+    def _model_record(self, message: Record) -> None:
         value = message.value()
         if value is None:
             return

@@ -1,8 +1,10 @@
 """Settings: `freshet.toml`, overridden by `FRESHET_*`, checked whole at start.
 
-A key is written `[worker] max_batch = 5000` in the file and `FRESHET_WORKER__MAX_BATCH=5000` in the environment (two
-underscores part the levels; values are TOML, or plain text). What stands under `[kafka]` goes to librdkafka untouched,
-in its own names: `[kafka] "security.protocol" = "SASL_SSL"`, `FRESHET_KAFKA__SECURITY_PROTOCOL=SASL_SSL`.
+A key is written `[worker] max_batch = 5000` in the file and `FRESHET_WORKER__MAX_BATCH=5000` in the
+environment (two underscores part the levels; values are TOML, or plain text). What stands under `[kafka]`
+goes to librdkafka
+untouched, in its own names: `[kafka] "security.protocol" = "SASL_SSL"`,
+`FRESHET_KAFKA__SECURITY_PROTOCOL=SASL_SSL`.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import Meta
 
-from online_models.item_state import ModelSettings
+from online_models.settings import ModelSettings
 from serving.ranker.settings import RankerSettings
 from serving.registry.settings import RegistrySettings
 from serving.settings import ServingSettings
@@ -70,9 +72,9 @@ class TopicSettings(_Section, frozen=True, kw_only=True, forbid_unknown_fields=T
 class ValidationSettings(_Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
     event_types: dict[str, float] = {}
     """Added to, or changing the weights of, the built-in types."""
-    max_bytes: Positive = 1_048_576
+    max_bytes: Annotated[int, Meta(ge=1, le=16_777_216)] = 1_048_576
     """Largest value of one record, in bytes."""
-    max_depth: Positive = 64
+    max_depth: Annotated[int, Meta(ge=1, le=256)] = 64
     lateness_s: Seconds = 30 * 86_400.0
     """An event older than this against its partition's newest event time is `late`."""
     future_s: Seconds = 86_400.0
@@ -81,7 +83,8 @@ class ValidationSettings(_Section, frozen=True, kw_only=True, forbid_unknown_fie
     """`strict` rejects a record in another partition than its key's; `lenient` serves and counts it."""
     reject_window: Positive = 1000
     reject_limit: Share = 0.5
-    """The worker stops when more than this share of the last `reject_window` records was rejected; 1 never stops."""
+    """The worker stops when more than this share of the last `reject_window` records was rejected; 1 never
+    stops."""
 
     def weights(self) -> dict[str, float]:
         return {**EVENT_TYPES, **self.event_types}
@@ -119,7 +122,8 @@ class TriggerSettings(_Section, frozen=True, kw_only=True, forbid_unknown_fields
     count: Annotated[int, Meta(ge=1, le=1000)] = 10
     """Items in a list, unless a request says otherwise."""
     coalesce_lag: Annotated[int, Meta(ge=0)] = 10_000
-    """Only while more records than this are waiting may several events of one user share one list; 0 never."""
+    """Only while more records than this are waiting may several events of one user share one list; 0
+    never."""
 
 
 class ScheduleSettings(_Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -155,7 +159,6 @@ class Settings(_Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
     kafka: dict[str, str | int | float | bool] = {}
     topics: TopicSettings = TopicSettings()
     validation: ValidationSettings = ValidationSettings()
-    user_state: UserStateSettings = UserStateSettings()
     user_state: UserStateSettings = UserStateSettings()
     worker: WorkerSettings = WorkerSettings()
     trigger: TriggerSettings = TriggerSettings()
@@ -233,11 +236,13 @@ def load_settings(
     overrides: Mapping[str, Any] | None = None,
     default_bootstrap: str = DEFAULT_BOOTSTRAP,
 ) -> Settings:
-    """Read `path` (default: `$FRESHET_CONFIG`, else `freshet.toml` if it is there), then the environment, then
+    """Read `path` (default: `$FRESHET_CONFIG`, else `freshet.toml` if it is there), then the environment,
+    then
     `overrides`.
 
     Raises:
-        SettingsError: the file can't be read, or a key is unknown, of the wrong type or out of range; the message
+        SettingsError: the file can't be read, or a key is unknown, of the wrong type or out of range; the
+        message
             names the key as it stands in the file.
     """
     environ = os.environ if environ is None else environ
@@ -265,4 +270,5 @@ def _explain(message: str, file: Path | None) -> str:
     key = where.rstrip("`").lstrip(".").replace(".[...]", "") or "(top level)"
     env = "FRESHET_" + key.upper().replace(".", "__")
     source = f"{file} or " if file else ""
-    return f"setting {key}: {what}. Correct it in {source}the environment ({env}); docs/settings.md lists all keys."
+    remedy = f"Correct it in {source}the environment ({env}); freshet.example.toml lists all keys."
+    return f"setting {key}: {what}. {remedy}"

@@ -2,11 +2,14 @@
 
 The order, for the partitions that a rebalance hands to this worker:
 
-1. Take the high watermark of the changelog, with an uncommitted reader: all that the predecessor committed lies
+1. Take the high watermark of the changelog, with an uncommitted reader: all that the predecessor committed
+lies
    below it.
-2. Read the changelog, committed records only, until the position is there. Where an open transaction stands in the
+2. Read the changelog, committed records only, until the position is there. Where an open transaction stands
+in the
    way and its owner has left the group, fence it instead of waiting for its timeout.
-3. Read on in `events` and `requests` where the partition's own record says; only where there is none, where the
+3. Read on in `events` and `requests` where the partition's own record says; only where there is none, where
+the
    group's committed offset says. The record was committed with the state, so the two can't differ.
 4. An offset that retention has removed is counted as lost, and never hidden.
 """
@@ -17,11 +20,12 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 
-from confluent_kafka import Consumer, Message, TopicPartition
+from confluent_kafka import Consumer, TopicPartition
 
 from streams.clients import admin
 from streams.errors import DataLossError, TopicLayoutError
 from streams.reading import PartitionId, PartitionReader, watermarks, where
+from streams.records import Record
 from streams.settings import Settings
 from streams.transaction import fence
 from streams.user_state import Shard
@@ -60,7 +64,7 @@ class Shards:
         reader = PartitionReader(self._settings, dict.fromkeys(keys, 0))
         records = 0
 
-        def apply(message: Message) -> None:
+        def apply(message: Record) -> None:
             nonlocal records
             records += 1
             key = message.key()
@@ -128,8 +132,10 @@ def start_offsets(
         offset = shard.next_offsets.get(name, committed.get((tp.topic, tp.partition), -1))
         if offset > high:
             raise TopicLayoutError(
-                f"{tp.topic}[{tp.partition}]: the state stands at offset {offset}, but the topic ends at {high}: it was "
-                "created anew under its state. Use a new topic prefix, or delete user-state and interactions with it."
+                f"{tp.topic}[{tp.partition}]: the state stands at offset {offset}, but the topic ends at "
+                f"{high}: it was "
+                "created anew under its state. Use a new topic prefix, or delete user-state and "
+                "interactions with it."
             )
         if 0 <= offset < low:
             _count_lost(settings, shard, tp, offset, low)
@@ -141,7 +147,8 @@ def start_offsets(
 
 def _count_lost(settings: Settings, shard: Shard, tp: TopicPartition, offset: int, low: int) -> None:
     message = (
-        f"{tp.topic}[{tp.partition}]: records {offset} to {low - 1} were removed by retention before they were read "
+        f"{tp.topic}[{tp.partition}]: records {offset} to {low - 1} were removed by retention before they "
+        "were read "
         f"({low - offset} lost). Lengthen retention.ms, or run the workers more often than that."
     )
     if settings.worker.on_data_loss == "fail":

@@ -1,8 +1,10 @@
-"""Snapshots of the learned item state: (state, learning-log offset), so that a start replays a tail, not a history.
+"""Snapshots of the learned item state: (state, learning-log offset), so that a start replays a tail, not a
+history.
 
-A snapshot is one safetensors file, written beside and then renamed. Its name holds the offset and the first 16 hex
-digits of the SHA-256 of its bytes, so a truncated or altered file is noticed before it is used. Snapshots lie under the id of the topic they belong to: a re-created log has another id, and
-none of the old snapshots can be mistaken for its own.
+A snapshot is one safetensors file, written beside and then renamed. Its name holds the offset and the first
+16 hex digits of the SHA-256 of its bytes, so a truncated or altered file is noticed before it is used.
+Snapshots lie under the id of the topic they belong to: a re-created log has another id, and none of the old
+snapshots can be mistaken for its own.
 """
 
 from __future__ import annotations
@@ -97,7 +99,8 @@ class SnapshotStore:
                 log.error("snapshot %s: %s; not used", name, error)
         if low > 0:
             raise mismatch or DataLossError(
-                f"{self._topic}[0]: the log starts at offset {low} and no usable snapshot reaches it. Copy a snapshot from "
+                f"{self._topic}[0]: the log starts at offset {low} and no usable snapshot reaches it. Copy "
+                "a snapshot from "
                 f"another worker into {self._dir}, or start on a new topic prefix."
             )
         return ItemState(self._settings.models)
@@ -111,5 +114,6 @@ def _topic_id(settings: Settings, topic: str) -> str:
         return str(future.result(settings.worker.rpc_timeout_s).topic_id)
     except KafkaException as error:
         raise TopicLayoutError(
-            f"{topic}: can't be described ({error.args[0].str()}). Create the topics: `freshet topics create`."
+            f"{topic}: can't be described ({error.args[0].str()}). Create the topics: `freshet topics "
+            "create`."
         ) from error

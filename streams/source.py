@@ -5,10 +5,12 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
+from typing import cast
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
 
 from streams.clients import consumer_config, make_consumer
+from streams.records import Record
 from streams.settings import Settings
 from streams.shards import INPUTS, Shards, start_offsets
 
@@ -22,9 +24,10 @@ WORKER_GROUP = "freshet-workers"
 class Source:
     """Consumes for the group `freshet-workers`, with the shards following each rebalance.
 
-    All runs on the worker's one thread: rebalance callbacks are called inside `poll`, when no batch is in flight, so a
-    revoked partition has nothing half done. `generation` counts assignments and revocations. An exception in a callback comes out of `poll` and ends the worker:
-    swallowed, it would leave partitions without an owner.
+    All runs on the worker's one thread: rebalance callbacks are called inside `poll`, when no batch is in
+    flight, so a revoked partition has nothing half done. `generation` counts assignments and revocations.
+    An exception in a callback comes out of `poll` and ends the worker: swallowed, it would leave partitions
+    without an owner.
     """
 
     def __init__(
@@ -86,11 +89,13 @@ class Source:
         )
         self._revoked(consumer, partitions)
 
-    def poll(self, limit: int, wait_s: float) -> list[Message]:
-        """The next micro-batch: whatever has arrived, up to `limit`, waiting at most `wait_s` for the first record.
+    def poll(self, limit: int, wait_s: float) -> list[Record]:
+        """The next micro-batch: whatever has arrived, up to `limit`, waiting at most `wait_s` for the first
+        record.
 
         Raises:
-            KafkaException: a fatal client error (fenced, not authorised); librdkafka retries all others itself.
+            KafkaException: a fatal client error (fenced, not authorised); librdkafka retries all others
+            itself.
         """
         generation = self.generation
         batch = self._good(self.consumer.consume(1, wait_s))
@@ -102,8 +107,8 @@ class Source:
         return []
 
     def _rewind(self) -> None:
-        """A rebalance came between the records of one batch: which of them are still ours can't be told, so none is
-        taken, and all partitions are read on from where their state stands."""
+        """A rebalance came between the records of one batch: which of them are still ours can't be told, so
+        none is taken, and all partitions are read on from where their state stands."""
         assigned = self.consumer.assignment()
         for tp in assigned:
             tp.offset = self._shards[tp.partition].next_offsets[self._names[tp.topic]]
@@ -115,13 +120,14 @@ class Source:
         else:
             self.consumer.assign(assigned)
 
-    def _good(self, messages: list[Message]) -> list[Message]:
-        good = []
+    def _good(self, messages: list[Message]) -> list[Record]:
+        good: list[Record] = []
         for message in messages:
             error = message.error()
             if error is None:
-                good.append(message)
-                self._last_time_ms[message.partition()] = message.timestamp()[1]
+                record = cast(Record, message)
+                good.append(record)
+                self._last_time_ms[record.partition()] = record.timestamp()[1]
             elif error.fatal() or error.code() in _FATAL:
                 raise KafkaException(error)
             else:
@@ -133,8 +139,8 @@ class Source:
         return self._names[topic]
 
     def positions(self) -> list[TopicPartition]:
-        """Next offsets of the assigned partitions that moved since they were last committed; where nothing has been
-        read yet, the offset to start from."""
+        """Next offsets of the assigned partitions that moved since they were last committed; where nothing
+        has been read yet, the offset to start from."""
         moved = []
         for tp in self.consumer.position(self.consumer.assignment()):
             if tp.offset < 0:
@@ -147,8 +153,8 @@ class Source:
         self._committed.update({(tp.topic, tp.partition): tp.offset for tp in offsets})
 
     def lag(self) -> tuple[int, float]:
-        """Records still to read in the assigned partitions, and the age in seconds of the oldest of them, as far as
-        this worker has seen: the high watermark is the last fetch's."""
+        """Records still to read in the assigned partitions, and the age in seconds of the oldest of them,
+        as far as this worker has seen: the high watermark is the last fetch's."""
         total, oldest_ms = 0, None
         now_ms = time.time() * 1000
         for tp in self.consumer.position(self.consumer.assignment()):

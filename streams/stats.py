@@ -29,8 +29,8 @@ REFUSED_KEPT = 20
 class StatsReporter:
     """Counts what one worker does and reports it each `worker.stats_s`.
 
-    Outside the transactions, with a producer of its own: a report says what was committed, and one that is lost is
-    made good by the next, for totals are carried, not differences.
+    Outside the transactions, with a producer of its own: a report says what was committed, and one that is
+    lost is made good by the next, for totals are carried, not differences.
     """
 
     def __init__(self, worker: Worker) -> None:

@@ -3,16 +3,18 @@
 1. Compute everything in memory; no transaction is open, so a slow step holds nobody back.
 2. Begin.
 3. Produce recommendations, `user-state`, `interactions` and dead letters.
-4. Send the consumed offsets, as positions, with the group's metadata of this very moment: the broker then refuses
+4. Send the consumed offsets, as positions, with the group's metadata of this very moment: the broker then
+refuses
    the batch of a worker that has lost its partitions.
 5. Commit. Only now is anything of the batch visible to readers of committed records.
 6. Only now may the batch be counted and the next one begin.
 
-An error or a timeout anywhere in 2 to 5 leaves memory ahead of the log. There is no way back from that but the log
-itself: `TransactionLostError` tells the worker to throw its producer and its shards away and restore.
+An error or a timeout anywhere in 2 to 5 leaves memory ahead of the log. There is no way back from that but
+the log itself: `TransactionLostError` tells the worker to throw its producer and its shards away and
+restore.
 
-With `delivery = "at_least_once"` the same records are flushed and the offsets committed after them: a crash between
-the two learns a batch twice.
+With `delivery = "at_least_once"` the same records are flushed and the offsets committed after them: a crash
+between the two learns a batch twice.
 """
 
 from __future__ import annotations
@@ -21,10 +23,11 @@ import logging
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
+from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
 
-from streams.clients import producer_config
+from streams.clients import make_producer, producer_config
 from streams.errors import FreshetError, TransactionLostError
 from streams.settings import Settings
 
@@ -52,7 +55,7 @@ class Transactions:
         self.exactly_once = settings.worker.delivery == "exactly_once"
         self._timeout_s = settings.worker.rpc_timeout_s
         config = producer_config(settings, transactional_id=transactional_id if self.exactly_once else None)
-        self._producer = Producer(config)
+        self._producer = make_producer(config)
         self._failed: KafkaError | None = None
         self.committed = 0
         self.commit_s = 0.0
@@ -60,7 +63,8 @@ class Transactions:
             self._initialise()
 
     def _initialise(self) -> None:
-        """Fence a predecessor of the same id and abort what it left open; retried while the coordinator loads."""
+        """Fence a predecessor of the same id and abort what it left open; retried while the coordinator
+        loads."""
         deadline = time.monotonic() + self._timeout_s
         while True:
             try:
@@ -70,7 +74,8 @@ class Transactions:
                 cause = error.args[0]
                 if not cause.retriable() or time.monotonic() > deadline:
                     raise FreshetError(
-                        f"transactional id {self.transactional_id}: {cause.str()} ({cause.name()}). Check that the broker "
+                        f"transactional id {self.transactional_id}: {cause.str()} ({cause.name()}). Check "
+                        "that the broker "
                         "answers and that the ACLs allow Write on this transactional id."
                     ) from error
                 time.sleep(0.1)
@@ -126,18 +131,14 @@ class Transactions:
     def _produce(self, records: Iterable[OutputRecord]) -> None:
         produce = self._producer.produce
         for record in records:
-            where = {} if record.partition is None else {"partition": record.partition}
-            headers = {} if record.headers is None else {"headers": list(record.headers)}
+            options: dict[str, Any] = {"on_delivery": self._delivered}
+            if record.partition is not None:
+                options["partition"] = record.partition
+            if record.headers is not None:
+                options["headers"] = list(record.headers)
             while True:
                 try:
-                    produce(
-                        record.topic,
-                        record.value,
-                        record.key,
-                        on_delivery=self._delivered,
-                        **where,
-                        **headers,
-                    )
+                    produce(record.topic, record.value, record.key, **options)
                     break
                 except BufferError:
                     self._producer.poll(0.01)
@@ -171,9 +172,9 @@ class Transactions:
 def fence(settings: Settings, transactional_id: str) -> None:
     """Abort what a dead worker left open: take its transactional id over for a moment.
 
-    A read_committed reader waits behind an open transaction until it times out; whoever takes over the dead worker's
-    partition need not.
+    A read_committed reader waits behind an open transaction until it times out; whoever takes over the dead
+    worker's partition need not.
     """
     log.warning("fencing transactional id %s, which left a transaction open", transactional_id)
-    producer = Producer(producer_config(settings, transactional_id=transactional_id))
+    producer = make_producer(producer_config(settings, transactional_id=transactional_id))
     producer.init_transactions(settings.worker.rpc_timeout_s)

@@ -2,17 +2,19 @@
 
 Three kinds of records, all written to the partition of the user's events:
 
-* under the user's id, the hot record: recent items, factor, counters, the last list served, and what was seen since
+* under the user's id, the hot record: recent items, factor, counters, the last list served, and what was
+seen since
   the cold record;
-* under NUL ``cold`` NUL and the id, the cold record: the whole seen set and the dedupe window. It is written when the
+* under NUL ``cold`` NUL and the id, the cold record: the whole seen set and the dedupe window. It is
+written when the
   hot record's tail is full, so that the hot one, which every event rewrites, stays small;
 * under NUL ``partition``, the next offsets to read, who wrote it, and the partition's totals.
 
 Ids hold no control characters, so the reserved keys can't be a user's. Vectors are little-endian bytes.
 
-Duplicates: an event is one when the same `event_id` is among the user's last `dedupe_entries` events and the two event
-times differ by at most `dedupe_window_s`. A redelivery carries its old timestamp, so the window needs no clock, and an
-event from the future moves nothing.
+Duplicates: an event is one when the same `event_id` is among the user's last `dedupe_entries` events and
+the two event times differ by at most `dedupe_window_s`. A redelivery carries its old timestamp, so the
+window needs no clock, and an event from the future moves nothing.
 """
 
 from __future__ import annotations
@@ -44,7 +46,8 @@ ChangelogRecord = tuple[bytes, bytes | None]
 
 
 class UserState:
-    """One user. `recent_*` are parallel, oldest first; `seen` and `dedupe` keep insertion order for eviction."""
+    """One user. `recent_*` are parallel, oldest first; `seen` and `dedupe` keep insertion order for
+    eviction."""
 
     __slots__ = (
         "dedupe",
@@ -223,7 +226,8 @@ class Shard:
         self.touched[state.user_id] = state
 
     def drain_touched(self) -> Iterator[ChangelogRecord]:
-        """Changelog records of every user touched since the last call: one hot record each, now and then a cold one."""
+        """Changelog records of every user touched since the last call: one hot record each, now and then a
+        cold one."""
         tail_cap = min(TAIL_ENTRIES, self.settings.recent)
         for user_id, user in self.touched.items():
             key = user_id.encode()
@@ -264,7 +268,8 @@ class Shard:
                 self._restore_hot(key.decode(), value)
         except (msgspec.DecodeError, msgspec.ValidationError, UnicodeDecodeError, ValueError) as error:
             raise ChangelogError(
-                f"{where}: not a record of user-state ({error}). Only workers may write this topic; see its ACLs."
+                f"{where}: not a record of user-state ({error}). Only workers may write this topic; see "
+                "its ACLs."
             ) from error
 
     def _restore_partition(self, value: bytes | None, where: str) -> None:
@@ -309,7 +314,8 @@ class Shard:
         self._restore_tail(user, record)
 
     def _restore_tail(self, user: UserState, record: _Hot) -> None:
-        """What came after the cold record; after a compaction the cold one may stand before or behind the hot one."""
+        """What came after the cold record; after a compaction the cold one may stand before or behind the
+        hot one."""
         user.tail_seen = list(map(sys.intern, record.tail_seen))
         user.tail_dedupe = list(array("Q", record.tail_hashes))
         for item_id in user.tail_seen:

@@ -1,18 +1,20 @@
 """The fast path, on one screen: events in, learned from, answered, all in one transaction a micro-batch.
 
-    events ─► decode, validate, dedupe ─► learn ─► retrieve, filter, score, re-rank, explain ─► recommendations
+    events ─► decode, validate, dedupe ─► learn ─► retrieve, filter, score, re-rank, explain ─►
+    recommendations
        └─► events-dlq                       └─► interactions ─► (read back) item models of every worker
 
 One thread does it all, in this order, so that nothing is half done when a rebalance or a signal comes:
 
 1. Follow the learning log, the catalogue and the models topic; swap the ranker if a new one is ready.
-2. Take what has arrived, up to `worker.max_batch` records: one or two when it is quiet, thousands when behind.
+2. Take what has arrived, up to `worker.max_batch` records: one or two when it is quiet, thousands when
+behind.
 3. Decode, validate, drop duplicates.
 4. Wave by wave (a user's events one after the other): learn, then make the lists.
 5. Commit everything in one transaction (`streams.transaction` numbers its order).
 
-An error in 5 leaves memory ahead of the log: the worker throws its producer, its place in the group and its shards
-away, and restores from the log (`_session`).
+An error in 5 leaves memory ahead of the log: the worker throws its producer, its place in the group and its
+shards away, and restores from the log (`_session`).
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ import secrets
 import threading
 import time
 
-from confluent_kafka import Message, TopicPartition
+from confluent_kafka import TopicPartition
 
 from online_models.item_state import warm_up
 from serving.pipeline import Pipeline
@@ -33,6 +35,7 @@ from streams.intake import Batch, Intake
 from streams.learner import Learner
 from streams.learning_log import Interaction, pack
 from streams.metrics import StageClock
+from streams.records import Record
 from streams.replica import Replica
 from streams.settings import Settings
 from streams.shards import Shards
@@ -140,7 +143,7 @@ class Worker:
             self._handle(messages, clock)
         self.stats.report_if_due()
 
-    def _handle(self, messages: list[Message], clock: StageClock) -> None:
+    def _handle(self, messages: list[Record], clock: StageClock) -> None:
         with clock.stage("validate"):
             batch = self.intake.admit(messages, self.source)  # 3
         interactions, lists, coalesced = self._learn_and_answer(batch, clock)  # 4

@@ -133,14 +133,20 @@ class MonitorState:
         self.broker_as_of_ms: int | None = None
         self.stats_as_of_ms: int | None = None
         self._partitions: dict[int, _Owned] = {}
-        self._intervals: deque[tuple[float, dict[str, int]]] = deque()
+        self._intervals: deque[tuple[float, LatencyHistogram]] = deque()
         self._judged: deque[_Judged] = deque()
         self._unowned_since_s: dict[tuple[str, str, int], float] = {}
 
     # ---- what comes in
 
     def take_stats(self, stats: WorkerStats) -> None:
-        """A record of `worker-stats`; one that was seen before (at-least-once) changes nothing."""
+        """A record of `worker-stats`; one that was seen before (at-least-once) changes nothing.
+
+        Raises:
+            ValueError: a partition is no number, or a latency bucket is of another version's scheme.
+        """
+        partitions = {int(number): totals for number, totals in stats.partitions.items()}
+        latency = LatencyHistogram(stats.latency_ms_buckets)
         view = self.workers.get(stats.worker)
         if view is not None and (stats.epoch, stats.at) <= (view.stats.epoch, view.stats.at):
             return
@@ -148,11 +154,11 @@ class MonitorState:
         age_s = max(0.0, self._now() - stats.at / 1000.0)
         self.workers[stats.worker] = WorkerView(stats, self._clock() - age_s)
         self.stats_as_of_ms = max(stats.at, self.stats_as_of_ms or 0)
-        for number, totals in stats.partitions.items():
-            self._take_totals(int(number), totals, stats)
+        for number, totals in partitions.items():
+            self._take_totals(number, totals, stats)
         if stats.at >= self.started_at_ms:
-            self.latency.merge(stats.latency_ms_buckets)
-            self._intervals.append((self._clock(), stats.latency_ms_buckets))
+            self.latency.merge(latency)
+            self._intervals.append((self._clock(), latency))
 
     def _take_ranker(self, stats: WorkerStats, before: str | None) -> None:
         """Mark a change of version once, though every worker makes it."""
@@ -270,8 +276,8 @@ class MonitorState:
     def latency_ms(self) -> tuple[float | None, float | None]:
         """p50 and p99 in ms of the last `LATENCY_WINDOW_S` seconds over all workers; None without any."""
         window = LatencyHistogram()
-        for _, buckets in self._intervals:
-            window.merge(buckets)
+        for _, interval in self._intervals:
+            window.merge(interval)
         return window.quantile(0.5), window.quantile(0.99)
 
     def _recent_hit_rates(self) -> tuple[float | None, float | None]:

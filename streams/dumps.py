@@ -1,0 +1,108 @@
+"""The learning log and the users' state as JSON lines, for audits and curiosity (`freshet log dump`, `state
+dump`)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import msgspec
+
+from streams.learning_log import LogRecord, decode_record
+from streams.reading import PartitionId, PartitionReader, watermarks, where
+from streams.records import Record
+from streams.settings import Settings
+from streams.topic_admin import check_layout
+from streams.user_state import Shard, describe
+
+__all__ = ["dump_log", "dump_state", "read_shards"]
+
+
+def read_shards(settings: Settings) -> dict[int, Shard]:
+    """Every partition's users and record, from the committed changelog as it stands now."""
+    topic = settings.names["user-state"]
+    count = check_layout(settings)["user-state"]
+    width = settings.models.factors.dimension
+    shards = {p: Shard(p, settings.user_state, width) for p in range(count)}
+    keys: list[PartitionId] = [(topic, partition) for partition in shards]
+
+    def apply(message: Record) -> None:
+        key = message.key()
+        if key is not None:
+            shards[message.partition()].restore(key, message.value(), where(message))
+
+    _read_whole(settings, keys, apply)
+    return shards
+
+
+def dump_state(settings: Settings) -> Iterator[dict[str, Any]]:
+    """One object for each partition's record, then one for each of its users, by partition and user id."""
+    for partition, shard in read_shards(settings).items():
+        yield {
+            "kind": "partition",
+            "partition": partition,
+            "next_offsets": shard.next_offsets,
+            "transactional_id": shard.owner_transactional_id,
+            "worker": shard.owner_worker,
+            "newest_ms": shard.newest_ms,
+            **msgspec.structs.asdict(shard.stats),
+        }
+        for user_id in sorted(shard.users):
+            yield describe(shard, shard.users[user_id])
+
+
+def dump_log(settings: Settings) -> Iterator[dict[str, Any]]:
+    """One object for each committed interaction, in log order; `user_id` is None for a user who is no
+    longer known."""
+    users = {
+        user.token: user_id
+        for shard in read_shards(settings).values()
+        for user_id, user in shard.users.items()
+    }
+    topic = settings.names["interactions"]
+    [(_, end)] = watermarks(settings, [(topic, 0)], isolation="read_committed").values()
+    reader = PartitionReader(settings, {(topic, 0): 0})
+    try:
+        while reader.positions[topic, 0] < end:
+            for message in reader.poll(500, 0.1):
+                yield from _rows(decode_record(message.value(), where(message)), message.offset(), users)
+    finally:
+        reader.close()
+
+
+def _rows(record: LogRecord, log_offset: int, users: dict[int, str]) -> Iterator[dict[str, Any]]:
+    columns = zip(
+        record.event_ids,
+        record.column("token", "<u8").tolist(),
+        record.column("item", "<i4").tolist(),
+        record.column("event_type", "u1").tolist(),
+        record.column("time_ms", "<i8").tolist(),
+        record.column("weight", "<f4").tolist(),
+        record.column("topic", "u1").tolist(),
+        record.column("partition", "<i4").tolist(),
+        record.column("offset", "<i8").tolist(),
+        strict=True,
+    )
+    for event_id, token, item, kind, time_ms, weight, topic, partition, offset in columns:
+        yield {
+            "event_id": event_id,
+            "user_id": users.get(token),
+            "user_token": f"{token:016x}",
+            "item_id": record.item_ids[item] if item >= 0 else None,
+            "event_type": record.event_types[kind],
+            "timestamp": time_ms,
+            "weight": weight,
+            "topic": record.topics[topic],
+            "partition": partition,
+            "offset": offset,
+            "log_offset": log_offset,
+        }
+
+
+def _read_whole(settings: Settings, keys: list[PartitionId], handle: Any) -> None:
+    ends = {key: end for key, (_, end) in watermarks(settings, keys, isolation="read_committed").items()}
+    reader = PartitionReader(settings, dict.fromkeys(keys, 0))
+    try:
+        reader.read_to(ends, handle)
+    finally:
+        reader.close()

@@ -1,0 +1,78 @@
+"""The `models` topic as it stands: which versions were announced, which is live."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+
+import msgspec
+from confluent_kafka import Producer
+
+from serving.registry.store import Registry
+from streams.clients import make_producer, producer_config
+from streams.errors import BrokerUnavailableError
+from streams.events import ModelRecord
+from streams.reading import PartitionReader, watermarks, where
+from streams.records import Record
+from streams.settings import Settings
+
+__all__ = ["announce", "live_record", "model_records", "open_registry"]
+
+log = logging.getLogger("freshet.models")
+
+
+def open_registry(settings: Settings) -> Registry:
+    """The registry that the settings name."""
+    return Registry(settings.registry_url, settings.registry)
+
+
+def model_records(settings: Settings) -> list[ModelRecord]:
+    """Every record that `models` still holds, oldest first; a record that can't be read is passed over."""
+    topic = settings.names["models"]
+    [(_, end)] = watermarks(settings, [(topic, 0)]).values()
+    records: list[ModelRecord] = []
+
+    def take(message: Record) -> None:
+        value = message.value()
+        if value is not None:
+            try:
+                records.append(msgspec.json.decode(value, type=ModelRecord))
+            except (msgspec.DecodeError, msgspec.ValidationError) as error:
+                log.warning("%s: not a models record (%s); passed over", where(message), error)
+
+    reader = PartitionReader(settings, {(topic, 0): 0})
+    try:
+        reader.read_to({(topic, 0): end}, take)
+    finally:
+        reader.close()
+    return records
+
+
+def live_record(records: Iterable[ModelRecord], model: str) -> ModelRecord | None:
+    """The newest `live` record of `model`."""
+    live = [record for record in records if record.model == model and record.status == "live"]
+    return live[-1] if live else None
+
+
+def announce(settings: Settings, record: ModelRecord) -> None:
+    """Put `record` on `models`: under the model's name when live, under `name#version` when refused.
+
+    Raises:
+        BrokerUnavailableError: the broker did not take it.
+    """
+    key = record.model if record.status == "live" else f"{record.model}#{record.version}"
+    producer: Producer = make_producer(producer_config(settings))
+    failed: list[str] = []
+    producer.produce(
+        settings.names["models"],
+        msgspec.json.encode(record),
+        key,
+        on_delivery=lambda error, _: failed.append(error.str()) if error is not None else None,
+    )
+    if producer.flush(settings.worker.rpc_timeout_s) or failed:
+        raise BrokerUnavailableError(
+            f"{settings.bootstrap_servers}: {record.status} {record.version} could not be announced on "
+            f"{settings.names['models']} ({failed or 'timed out'}). Is the broker up, do the ACLs allow "
+            "Write?"
+        )
+    log.info("%s %s is %s", record.model, record.version, record.status)

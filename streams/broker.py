@@ -33,7 +33,7 @@ __all__ = ["BrokerInfo", "broker_status", "process_start", "running_broker", "st
 
 HOST = "127.0.0.1"
 DEFAULT_PORT = 9092
-READY_S = 60.0
+READY_S = 120.0
 STOP_S = 20.0
 """Kafka's clean shutdown takes a second or two; after this long it is killed."""
 

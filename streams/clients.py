@@ -127,9 +127,9 @@ def _group_membership(settings: Settings, user: Mapping[str, Any], instance_id: 
 def _fetching() -> Config:
     """Bounded buffers, at most 32 MiB per consumer, and short waits.
 
-    The broker answers a fetch as soon as a transaction commits, so the wait does not add to the latency (100 ms
-    and 10 ms measure the same); it bounds how soon a newly given partition is fetched, and 10 ms cost the broker
-    three times the idle CPU.
+    The broker answers a fetch as soon as a transaction commits, so the wait does not add to the latency (100
+    ms and 10 ms measure the same); it bounds how soon a newly given partition is fetched, and 10 ms cost the
+    broker three times the idle CPU.
     """
     return {
         "fetch.wait.max.ms": 100,

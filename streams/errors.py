@@ -31,6 +31,7 @@ __all__ = [
     "StateError",
     "TopicLayoutError",
     "TransactionLostError",
+    "WorkerFencedError",
 ]
 
 
@@ -76,6 +77,10 @@ class LearningLogError(StateError):
 
 class DataLossError(StateError):
     """The log no longer holds records that were still needed."""
+
+
+class WorkerFencedError(FreshetError):
+    """Another process runs under this worker's id, or has taken its partitions over."""
 
 
 class TransactionLostError(FreshetError):

@@ -99,7 +99,7 @@ class UserStateSettings(_Section, frozen=True, kw_only=True, forbid_unknown_fiel
 
 class WorkerSettings(_Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
     delivery: Annotated[str, Meta(pattern="^(exactly_once|at_least_once)$")] = "exactly_once"
-    max_batch: Positive = 2000
+    max_batch: Positive = 500
     """Records in one transaction at most, when behind."""
     poll_s: Annotated[float, Meta(gt=0, le=1)] = 0.005
     """Longest wait for a first record before the learning log and the models topic are looked at again."""

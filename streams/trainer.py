@@ -39,6 +39,10 @@ RETRY_S = 30.0
 """Wait after a training that failed for a reason of its own, before the schedule is asked again."""
 
 
+class TrainingInterrupted(BaseException):
+    """A signal came in the middle of a training: nothing of it is kept, and nothing half done is left."""
+
+
 class Trainer:
     """Reads `interactions` from its beginning, and trains when the schedule says so."""
 
@@ -48,6 +52,7 @@ class Trainer:
         self._schedule = settings.schedule
         self._topic = settings.names["interactions"]
         self._stop = threading.Event()
+        self._training = False
         self._data = InteractionLog()
         self._types: dict[str, int] = {}
         self._trained_at = 0
@@ -55,7 +60,11 @@ class Trainer:
         self.registry = open_registry(settings)
 
     def stop(self) -> None:
+        """End soon; to be called from a signal handler, which interrupts a training that is under way."""
         self._stop.set()
+        if self._training:
+            self._training = False
+            raise TrainingInterrupted
 
     def run(self) -> None:
         """Train by the schedule until stopped."""
@@ -100,10 +109,15 @@ class Trainer:
 
     def _train_by_schedule(self) -> None:
         try:
+            self._training = True
             self._train()
+        except TrainingInterrupted:
+            log.info("training interrupted; the live version stays")
         except FreshetError as error:
             log.warning("%s", error)
             self._stop.wait(RETRY_S if not isinstance(error.__cause__, NotEnoughDataError) else 0)
+        finally:
+            self._training = False
 
     def _train(self) -> tuple[ModelRecord, Outcome]:
         self._trained_at, self._trained_s = len(self._data), time.monotonic()

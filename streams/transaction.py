@@ -28,7 +28,7 @@ from typing import Any
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
 
 from streams.clients import make_producer, producer_config
-from streams.errors import FreshetError, TransactionLostError
+from streams.errors import FreshetError, TransactionLostError, WorkerFencedError
 from streams.settings import Settings
 
 __all__ = ["OutputRecord", "Transactions", "fence"]
@@ -45,6 +45,16 @@ class OutputRecord:
     value: bytes | None
     partition: int | None = None
     headers: Sequence[tuple[str, bytes | str | None]] | None = None
+
+
+_FENCED = frozenset(
+    {
+        KafkaError._FENCED,
+        KafkaError.PRODUCER_FENCED,
+        KafkaError.INVALID_PRODUCER_EPOCH,
+        KafkaError.FENCED_INSTANCE_ID,
+    }
+)
 
 
 class Transactions:
@@ -87,6 +97,7 @@ class Transactions:
 
         Raises:
             TransactionLostError: the batch may not have been committed; memory must be restored from the log.
+            WorkerFencedError: another process has taken this one's place; this one must end.
         """
         started = time.perf_counter()
         try:
@@ -96,6 +107,12 @@ class Transactions:
                 self._flush_then_commit(records, consumer, offsets)
         except KafkaException as error:
             cause: KafkaError = error.args[0]
+            if cause.code() in _FENCED:
+                raise WorkerFencedError(
+                    f"{self.transactional_id} was fenced ({cause.name()}): another worker runs under this id, or the "
+                    "group took this one for dead and gave its partitions away. Nothing of the open batch was "
+                    "committed. Give each worker an --id of its own, and start this one again if it was only asleep."
+                ) from error
             self._give_up(cause)
             raise TransactionLostError(
                 f"transaction of {self.transactional_id} failed: {cause.str()} ({cause.name()}); "

@@ -87,6 +87,8 @@ def build_app(
         value_serializer="raw",
         consumer_auto_offset_reset="earliest",
         broker_max_poll_records=500,
+        broker_session_timeout=10.0,
+        broker_rebalance_timeout=10.0,
         web_bind=settings.monitor.host,
         web_host=settings.monitor.host,
         web_port=settings.monitor.port,

@@ -2,10 +2,11 @@
 
     python -m benchmarks.latency [--rate 500] [--seconds 15] [--rounds 5] [--json PATH]
 
-Both run on one broker, in turn, round by round: the worker with all it does (validate, learn, rank, explain), and
-`benchmarks.echo`, which copies bytes in the same kind of transaction. Both are read with read_committed by one reader
-in this process. The events are the seeded synthetic generator's, made before anything is timed. Quote the ratio: the
-times belong to the machine.
+Both run on one broker, in turn, round by round: the worker with all it does (validate, learn, rank,
+explain), and
+`benchmarks.echo`, which copies bytes in the same kind of transaction. Both are read with read_committed by
+one reader in this process. The events are the seeded synthetic generator's, made before anything is timed.
+Quote the ratio: the times belong to the machine.
 """
 
 from __future__ import annotations
@@ -65,7 +66,8 @@ class Lane:
         self.p99_ms: list[float] = []
 
     def run(self, events: list[tuple[bytes, bytes]], rate: float, keep: bool = True) -> None:
-        """Send `events` (key, value) at `rate` per second and time each list's arrival; order within a user holds."""
+        """Send `events` (key, value) at `rate` per second and time each list's arrival; order within a user
+        holds."""
         ends = {key: end for key, (_, end) in watermarks(self._settings, self._keys).items()}
         reader = PartitionReader(self._settings, ends)
         waiting: dict[bytes, list[float]] = {}
@@ -98,7 +100,8 @@ def _events(count: int) -> list[tuple[bytes, bytes]]:
 
 @contextmanager
 def _broker(processes: ProcessGroup, folder: Path) -> Iterator[str]:
-    """The address in FRESHET_KAFKA__BOOTSTRAP_SERVERS, else an embedded broker that ends with this process."""
+    """The address in FRESHET_KAFKA__BOOTSTRAP_SERVERS, else an embedded broker that ends with this
+    process."""
     given = os.environ.get("FRESHET_KAFKA__BOOTSTRAP_SERVERS")
     if given:
         yield given

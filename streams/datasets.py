@@ -1,14 +1,12 @@
 """Data sets to replay and to evaluate on: MovieLens-100K, the synthetic generator, or a file of one's own.
 
 - `ml-100k`: 100,000 ratings of 1,682 movies by 943 people. It is fetched from inside the RecBole package on
-first
-  use and never shipped: GroupLens lets it be used for research, not passed on.
+  first use and never shipped: GroupLens lets it be used for research, not passed on.
 - `synthetic`: `streams.synthetic` with its default size.
 - `*.inter`: RecBole's atomic file, tab-separated with typed column names; a sibling `.item` file gives
-titles.
+  titles.
 - `*.csv`: comma-separated with a header: `user_id`, `item_id`, `timestamp`, and optionally `rating` or
-`value`,
-  `event_type`, `event_id`, `session_id`.
+  `value`, `event_type`, `event_id`, `session_id`.
 - `*.jsonl`: one event of the wire format per line, in the order in which they are to be sent.
 
 Reference: F. M. Harper, J. A. Konstan, The MovieLens Datasets: History and Context, ACM TiiS 5(4), 2015.

@@ -11,9 +11,10 @@
     ├── ProducerBrokenError          too many of the latest records are rejected: mend the producer
     ├── StateError                   stored state does not fit what reads it
     │   ├── ChangelogError           `user-state` holds a record that this version can't read
-    │   ├── LearningLogError         `interactions` holds a record that this version can't read or may not
-    apply │   └── DataLossError            records that were needed are no longer in the log └──
-    TransactionLostError         memory is ahead of the log: the worker must restore from it
+    │   ├── LearningLogError         `interactions` holds a record that can't be read or may not be applied
+    │   └── DataLossError            records that were needed are no longer in the log
+    ├── WorkerFencedError            another process has this worker's place: one --id for each worker
+    └── TransactionLostError         memory is ahead of the log: the worker must restore from it
 """
 
 from __future__ import annotations

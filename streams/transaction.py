@@ -4,8 +4,7 @@
 2. Begin.
 3. Produce recommendations, `user-state`, `interactions` and dead letters.
 4. Send the consumed offsets, as positions, with the group's metadata of this very moment: the broker then
-refuses
-   the batch of a worker that has lost its partitions.
+   refuses the batch of a worker that has lost its partitions.
 5. Commit. Only now is anything of the batch visible to readers of committed records.
 6. Only now may the batch be counted and the next one begin.
 
@@ -109,9 +108,12 @@ class Transactions:
             cause: KafkaError = error.args[0]
             if cause.code() in _FENCED:
                 raise WorkerFencedError(
-                    f"{self.transactional_id} was fenced ({cause.name()}): another worker runs under this id, or the "
-                    "group took this one for dead and gave its partitions away. Nothing of the open batch was "
-                    "committed. Give each worker an --id of its own, and start this one again if it was only asleep."
+                    f"{self.transactional_id} was fenced ({cause.name()}): another worker runs under this "
+                    "id, or the "
+                    "group took this one for dead and gave its partitions away. Nothing of the open batch "
+                    "was "
+                    "committed. Give each worker an --id of its own, and start this one again if it was "
+                    "only asleep."
                 ) from error
             self._give_up(cause)
             raise TransactionLostError(

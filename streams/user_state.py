@@ -3,11 +3,9 @@
 Three kinds of records, all written to the partition of the user's events:
 
 * under the user's id, the hot record: recent items, factor, counters, the last list served, and what was
-seen since
-  the cold record;
+  seen since the cold record;
 * under NUL ``cold`` NUL and the id, the cold record: the whole seen set and the dedupe window. It is
-written when the
-  hot record's tail is full, so that the hot one, which every event rewrites, stays small;
+  written when the hot record's tail is full, so that the hot one, which every event rewrites, stays small;
 * under NUL ``partition``, the next offsets to read, who wrote it, and the partition's totals.
 
 Ids hold no control characters, so the reserved keys can't be a user's. Vectors are little-endian bytes.

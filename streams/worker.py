@@ -1,14 +1,13 @@
 """The fast path, on one screen: events in, learned from, answered, all in one transaction a micro-batch.
 
-    events ─► decode, validate, dedupe ─► learn ─► retrieve, filter, score, re-rank, explain ─►
-    recommendations
+    events ─► decode, validate, dedupe ─► learn ─► retrieve, filter, score, explain ─► recommendations
        └─► events-dlq                       └─► interactions ─► (read back) item models of every worker
 
 One thread does it all, in this order, so that nothing is half done when a rebalance or a signal comes:
 
 1. Follow the learning log, the catalogue and the models topic; swap the ranker if a new one is ready.
-2. Take what has arrived, up to `worker.max_batch` records: one or two when it is quiet, thousands when
-behind.
+2. Take what has arrived, up to `worker.max_batch` records: one or two when it is quiet, hundreds when
+   behind.
 3. Decode, validate, drop duplicates.
 4. Wave by wave (a user's events one after the other): learn, then make the lists.
 5. Commit everything in one transaction (`streams.transaction` numbers its order).

@@ -2,10 +2,9 @@
 
     python -m benchmarks.latency [--rate 500] [--seconds 15] [--rounds 5] [--json PATH]
 
-Both run on one broker, in turn, round by round: the worker with all it does (validate, learn, rank,
-explain), and
-`benchmarks.echo`, which copies bytes in the same kind of transaction. Both are read with read_committed by
-one reader in this process. The events are the seeded synthetic generator's, made before anything is timed.
+Both run on one broker, in turn, round by round: the worker with all it does (validate, learn, rank, explain),
+and `benchmarks.echo`, which copies bytes in the same kind of transaction. Both are read with read_committed
+by one reader in this process. The events are the seeded synthetic generator's, made before anything is timed.
 Quote the ratio: the times belong to the machine.
 """
 
@@ -100,8 +99,7 @@ def _events(count: int) -> list[tuple[bytes, bytes]]:
 
 @contextmanager
 def _broker(processes: ProcessGroup, folder: Path) -> Iterator[str]:
-    """The address in FRESHET_KAFKA__BOOTSTRAP_SERVERS, else an embedded broker that ends with this
-    process."""
+    """The address in FRESHET_KAFKA__BOOTSTRAP_SERVERS, else an embedded broker that ends with this one."""
     given = os.environ.get("FRESHET_KAFKA__BOOTSTRAP_SERVERS")
     if given:
         yield given

@@ -70,8 +70,8 @@ class Demo:
         self._console = Console(stderr=True)
 
     def run(self) -> int:
-        """Run the demo; 0 when every event was answered and all lag is 0, 1 on an error, 128 + n after
-        signal n."""
+        """Run the demo; 0 when every event was answered and all lag is 0, 1 on an error, 128 + n after signal
+        n."""
         logging.getLogger("freshet").setLevel(logging.WARNING)
         try:
             with _signals_raise(), ProcessGroup() as processes:
@@ -115,8 +115,7 @@ class Demo:
     def _start_broker(
         self, processes: ProcessGroup, folder: Path, total: int
     ) -> tuple[Settings, dict[str, str]]:
-        """An embedded broker with ports and a folder of its own, and the settings that all processes
-        share."""
+        """An embedded broker with ports and a folder of its own, and the settings that all processes share."""
         try:
             broker = start_broker(folder / "kafka", remember=False, progress=self._say)
         except EmbeddedBrokerError as error:

@@ -52,8 +52,8 @@ def dump_state(settings: Settings) -> Iterator[dict[str, Any]]:
 
 
 def dump_log(settings: Settings) -> Iterator[dict[str, Any]]:
-    """One object for each committed interaction, in log order; `user_id` is None for a user who is no
-    longer known."""
+    """One object for each committed interaction, in log order; `user_id` is None for a user who is no longer
+    known."""
     users = {
         user.token: user_id
         for shard in read_shards(settings).values()

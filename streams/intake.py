@@ -1,7 +1,7 @@
 """Records in, good ones and bad ones out: decode, validate, drop duplicates.
 
-A bad record is data: it becomes a dead letter, bytes untouched, and the stream goes on. Only when most of
-the latest records are bad does the worker stop, for then a producer has broken.
+A bad record is data: it becomes a dead letter, bytes untouched, and the stream goes on. Only when most of the
+latest records are bad does the worker stop, for then a producer has broken.
 """
 
 from __future__ import annotations

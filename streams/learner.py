@@ -1,5 +1,5 @@
-"""The owner's half of learning: a user's state moves at once, and the learning log carries the rest to
-every replica."""
+"""The owner's half of learning: a user's state moves at once, and the learning log carries the rest to every
+replica."""
 
 from __future__ import annotations
 
@@ -52,8 +52,8 @@ class Learner:
         return rows
 
     def _step(self, wave: Sequence[Admitted]) -> tuple[np.ndarray, Sequence[Sequence[str]]]:
-        """New factors float32[n, d] and the negatives that were sampled for each; the replicas' state is
-        only read."""
+        """New factors float32[n, d] and the negatives that were sampled for each; the replicas' state is only
+        read."""
         if not wave:
             return np.empty((0, 0), np.float32), []
         return self._items.learn_users(

@@ -1,10 +1,9 @@
 """The learning log: what every replica learns from, packed many interactions to a binary record.
 
-`interactions` has one partition, so its offsets are one total order. A record is a msgpack array: a table
-of the item ids that it uses, then one byte string per column (little-endian, n interactions). It carries
-the settings
-digest of the models that wrote it: a replica with other models or kernels would not stay bit-for-bit equal,
-so it refuses.
+`interactions` has one partition, so its offsets are one total order. A record is a msgpack array: a table of
+the item ids that it uses, then one byte string per column (little-endian, n interactions). It carries the
+settings digest of the models that wrote it: a replica with other models or kernels would not stay bit-for-bit
+equal, so it refuses.
 
 Users stand in the log as random 64-bit tokens; only `user-state` knows whose they are.
 """
@@ -56,8 +55,7 @@ class Interaction:
 
 
 class LogRecord(msgspec.Struct, array_like=True):
-    """One record of `interactions`; columns as bytes, one value (or row of `width` values) per
-    interaction."""
+    """One record of `interactions`; columns as bytes, one value (or row of `width` values) per interaction."""
 
     format: int
     settings_digest: str
@@ -83,8 +81,7 @@ class LogRecord(msgspec.Struct, array_like=True):
     after: bytes
 
     def column(self, name: str, dtype: str, width: int = 0) -> npt.NDArray[Any]:
-        """Column `name` as an array [n] or [n, width]; raises LearningLogError when its length does not
-        fit."""
+        """Column `name` as an array [n] or [n, width]; raises LearningLogError when its length does not fit."""
         raw: bytes = getattr(self, name)
         expected = np.dtype(dtype).itemsize * self.n * (width or 1)
         if len(raw) != expected and not (width == 0 and name in ("recent", "negatives")):

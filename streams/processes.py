@@ -2,8 +2,8 @@
 
 The parent tells a small reaper process, over a pipe, of every child and folder that it makes. When the pipe
 closes, because the parent ended well, was interrupted, or was killed with SIGKILL, the reaper ends what is
-still running and removes the folders. Processes are known by pid and start time, so a stranger with a
-reused pid is never touched.
+still running and removes the folders. Processes are known by pid and start time, so a stranger with a reused
+pid is never touched.
 """
 
 from __future__ import annotations

@@ -34,8 +34,8 @@ def partitions_of(consumer: Consumer, topic: str, timeout_s: float) -> list[int]
 def watermarks(
     settings: Settings, partitions: Iterable[PartitionId], *, isolation: str = "read_uncommitted"
 ) -> dict[PartitionId, tuple[int, int]]:
-    """Low and end offset of each partition; the end is the high watermark, or with `read_committed` the
-    last stable offset (before the first open transaction)."""
+    """Low and end offset of each partition; the end is the high watermark, or with `read_committed` the last
+    stable offset (before the first open transaction)."""
     consumer = make_consumer(tail_consumer_config(settings, isolation=isolation))
     try:
         timeout_s = settings.worker.rpc_timeout_s
@@ -55,8 +55,8 @@ def watermarks(
 class PartitionReader:
     """A group-less reader of given partitions that knows how far it is, control records included.
 
-    `positions` holds the next offset by partition: behind the last record handed out, or behind whatever
-    the broker said stands before the end (transaction markers, aborted records).
+    `positions` holds the next offset by partition: behind the last record handed out, or behind whatever the
+    broker said stands before the end (transaction markers, aborted records).
     """
 
     def __init__(self, settings: Settings, starts: Mapping[PartitionId, int], *, lossy: bool = True) -> None:
@@ -107,8 +107,8 @@ class PartitionReader:
         should_stop: Callable[[], bool] = lambda: False,
         timeout_s: float | None = None,
     ) -> bool:
-        """Hand records to `handle` until every position has reached its target; False when `should_stop`
-        said so.
+        """Hand records to `handle` until every position has reached its target; False when `should_stop` said
+        so.
 
         `stuck` is called, at most once a second, with the partitions that hold more than may be read: a
         transaction is open there.
@@ -140,8 +140,7 @@ class PartitionReader:
         return True
 
     def lag(self, key: PartitionId) -> int:
-        """Records (control records included) between the position and the end that the last fetch
-        reported."""
+        """Records (control records included) between the position and the end that the last fetch reported."""
         _, high = self._consumer.get_watermark_offsets(TopicPartition(*key), cached=True)
         return max(0, high - self.positions[key])
 

@@ -91,7 +91,7 @@ class _Sender:
 
         Raises:
             BrokerUnavailableError: some were not; they may be sent again, duplicates are dropped by
-            `event_id`.
+                `event_id`.
         """
         waiting = self._producer.flush(FLUSH_S)
         if waiting or self.failed:

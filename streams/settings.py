@@ -2,8 +2,7 @@
 
 A key is written `[worker] max_batch = 5000` in the file and `FRESHET_WORKER__MAX_BATCH=5000` in the
 environment (two underscores part the levels; values are TOML, or plain text). What stands under `[kafka]`
-goes to librdkafka
-untouched, in its own names: `[kafka] "security.protocol" = "SASL_SSL"`,
+goes to librdkafka untouched, in its own names: `[kafka] "security.protocol" = "SASL_SSL"`,
 `FRESHET_KAFKA__SECURITY_PROTOCOL=SASL_SSL`.
 """
 
@@ -122,8 +121,7 @@ class TriggerSettings(_Section, frozen=True, kw_only=True, forbid_unknown_fields
     count: Annotated[int, Meta(ge=1, le=1000)] = 10
     """Items in a list, unless a request says otherwise."""
     coalesce_lag: Annotated[int, Meta(ge=0)] = 10_000
-    """Only while more records than this are waiting may several events of one user share one list; 0
-    never."""
+    """Only while more records than this are waiting may several events of one user share one list; 0 never."""
 
 
 class ScheduleSettings(_Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -237,13 +235,11 @@ def load_settings(
     default_bootstrap: str = DEFAULT_BOOTSTRAP,
 ) -> Settings:
     """Read `path` (default: `$FRESHET_CONFIG`, else `freshet.toml` if it is there), then the environment,
-    then
-    `overrides`.
+    then `overrides`.
 
     Raises:
         SettingsError: the file can't be read, or a key is unknown, of the wrong type or out of range; the
-        message
-            names the key as it stands in the file.
+            message names the key as it stands in the file.
     """
     environ = os.environ if environ is None else environ
     named = path or environ.get("FRESHET_CONFIG")

@@ -25,8 +25,8 @@ class Source:
     """Consumes for the group `freshet-workers`, with the shards following each rebalance.
 
     All runs on the worker's one thread: rebalance callbacks are called inside `poll`, when no batch is in
-    flight, so a revoked partition has nothing half done. `generation` counts assignments and revocations.
-    An exception in a callback comes out of `poll` and ends the worker: swallowed, it would leave partitions
+    flight, so a revoked partition has nothing half done. `generation` counts assignments and revocations. An
+    exception in a callback comes out of `poll` and ends the worker: swallowed, it would leave partitions
     without an owner.
     """
 
@@ -95,7 +95,7 @@ class Source:
 
         Raises:
             KafkaException: a fatal client error (fenced, not authorised); librdkafka retries all others
-            itself.
+                itself.
         """
         generation = self.generation
         batch = self._good(self.consumer.consume(1, wait_s))
@@ -153,8 +153,8 @@ class Source:
         self._committed.update({(tp.topic, tp.partition): tp.offset for tp in offsets})
 
     def lag(self) -> tuple[int, float]:
-        """Records still to read in the assigned partitions, and the age in seconds of the oldest of them,
-        as far as this worker has seen: the high watermark is the last fetch's."""
+        """Records still to read in the assigned partitions, and the age in seconds of the oldest of them, as
+        far as this worker has seen: the high watermark is the last fetch's."""
         total, oldest_ms = 0, None
         now_ms = time.time() * 1000
         for tp in self.consumer.position(self.consumer.assignment()):

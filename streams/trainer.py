@@ -2,8 +2,8 @@
 
     interactions ─► columns ─► serving.training.run_slow_path ─► registry ─► models topic
 
-The trainer has no state of its own: the log is the data, the registry the result, and the `models` topic
-says which version is live. A killed trainer starts again from those three.
+The trainer has no state of its own: the log is the data, the registry the result, and the `models` topic says
+which version is live. A killed trainer starts again from those three.
 """
 
 from __future__ import annotations
@@ -144,8 +144,7 @@ class Trainer:
 
 
 def append_record(data: InteractionLog, record: LogRecord, offset: int, types: dict[str, int]) -> None:
-    """Add a log record's interactions with an item to `data`; `types` numbers the event types as they
-    come."""
+    """Add a log record's interactions with an item to `data`; `types` numbers the event types as they come."""
     item = record.column("item", "<i4")
     keep = item >= 0
     codes = [types.setdefault(name, min(len(types), 255)) for name in record.event_types]

@@ -9,8 +9,7 @@
 6. Only now may the batch be counted and the next one begin.
 
 An error or a timeout anywhere in 2 to 5 leaves memory ahead of the log. There is no way back from that but
-the log itself: `TransactionLostError` tells the worker to throw its producer and its shards away and
-restore.
+the log itself: `TransactionLostError` tells the worker to throw its producer and its shards away and restore.
 
 With `delivery = "at_least_once"` the same records are flushed and the offsets committed after them: a crash
 between the two learns a batch twice.

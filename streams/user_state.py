@@ -10,9 +10,9 @@ Three kinds of records, all written to the partition of the user's events:
 
 Ids hold no control characters, so the reserved keys can't be a user's. Vectors are little-endian bytes.
 
-Duplicates: an event is one when the same `event_id` is among the user's last `dedupe_entries` events and
-the two event times differ by at most `dedupe_window_s`. A redelivery carries its old timestamp, so the
-window needs no clock, and an event from the future moves nothing.
+Duplicates: an event is one when the same `event_id` is among the user's last `dedupe_entries` events and the
+two event times differ by at most `dedupe_window_s`. A redelivery carries its old timestamp, so the window
+needs no clock, and an event from the future moves nothing.
 """
 
 from __future__ import annotations
@@ -44,8 +44,7 @@ ChangelogRecord = tuple[bytes, bytes | None]
 
 
 class UserState:
-    """One user. `recent_*` are parallel, oldest first; `seen` and `dedupe` keep insertion order for
-    eviction."""
+    """One user. `recent_*` are parallel, oldest first; `seen` and `dedupe` keep insertion order for eviction."""
 
     __slots__ = (
         "dedupe",
@@ -312,8 +311,8 @@ class Shard:
         self._restore_tail(user, record)
 
     def _restore_tail(self, user: UserState, record: _Hot) -> None:
-        """What came after the cold record; after a compaction the cold one may stand before or behind the
-        hot one."""
+        """What came after the cold record; after a compaction the cold one may stand before or behind the hot
+        one."""
         user.tail_seen = list(map(sys.intern, record.tail_seen))
         user.tail_dedupe = list(array("Q", record.tail_hashes))
         for item_id in user.tail_seen:

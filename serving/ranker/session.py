@@ -13,7 +13,7 @@ import onnxruntime as ort
 from serving.ranker.errors import RankerError
 from serving.ranker.settings import Provider
 
-__all__ = ["RankerSession"]
+__all__ = ["RankerSession", "available_providers"]
 
 Int64 = npt.NDArray[np.int64]
 Float32 = npt.NDArray[np.float32]
@@ -99,6 +99,11 @@ class RankerSession:
                 f"signature: the file has inputs {inputs} and outputs {outputs}; expected {expected} and "
                 f"{{'{OUTPUT}': ('tensor(float)', 2)}}. Export it with `serving.training.export`."
             )
+
+
+def available_providers() -> list[str]:
+    """Execution providers in this build of ONNX Runtime; which of them work shows when a model is loaded."""
+    return list(ort.get_available_providers())
 
 
 def _resolve(provider: Provider) -> str:

@@ -25,6 +25,7 @@ from serving.registry.manifest import (
     digest_of,
 )
 from serving.registry.onnx_checks import OnnxFileError, check_onnx
+from serving.registry.settings import RegistrySettings
 
 __all__ = ["Published", "Registry", "StoredVersion"]
 
@@ -64,15 +65,15 @@ class Registry:
     []
     """
 
-    def __init__(
-        self, url: str, model_name: str = "ranker", *, max_file_bytes: int = 512 * 1024 * 1024
-    ) -> None:
+    def __init__(self, url: str, settings: RegistrySettings | None = None) -> None:
+        """`url` is a folder or any fsspec URL; of `settings`, the model's name and the size limit count."""
+        settings = settings or RegistrySettings()
         self.url = url
-        self.model_name = model_name
-        self.max_file_bytes = max_file_bytes
+        self.model_name = settings.model_name
+        self.max_file_bytes = settings.max_file_bytes
         self._fs: Any
         self._fs, root = fsspec.core.url_to_fs(url)
-        self._root = f"{str(root).rstrip('/')}/{model_name}"
+        self._root = f"{str(root).rstrip('/')}/{self.model_name}"
 
     def uri(self, version: str) -> str:
         """Where a version's files lie, as a URL of this registry."""

@@ -106,8 +106,9 @@ def ranks_of_targets(scores: Float32, targets: Int64, masked: Bool) -> Float64:
     `scores` float32[n, C], NaN where a model knows no item (it ranks last); `targets` int64[n], -1 where
     outside; `masked` bool[n, C] are no candidates.
 
-    >>> ranks_of_targets(np.array([[3, 2, 2, 9]], np.float32), np.array([1]), np.array([[False, False, False,
-    True]])) array([1.5])
+    >>> scores = np.array([[3, 2, 2, 9]], np.float32)
+    >>> ranks_of_targets(scores, np.array([1]), np.array([[False, False, False, True]]))
+    array([1.5])
     """
     rows = np.arange(len(targets))
     target_score = scores[rows, np.maximum(targets, 0)]

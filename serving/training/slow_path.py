@@ -37,7 +37,7 @@ from serving.training.gate import gate
 from serving.training.settings import TrainerSettings
 from serving.training.train import Progress, TrainedNetwork, WarmStart, train
 
-__all__ = ["Outcome", "Stage", "run_slow_path"]
+__all__ = ["Outcome", "Stage", "prepare", "run_slow_path"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +87,7 @@ def run_slow_path(
     clock.stage("train", 0.02, f"{split.interactions} interactions, {len(split.vocabulary)} items")
     trained = train(split, settings, incumbent.warm_start if incumbent else None, clock.epoch)
     with tempfile.TemporaryDirectory(prefix="freshet-export-") as folder:
-        clock.stage("export", 0.8, f"NDCG@10 {trained.best_ndcg_at_10:.4f} on the newest training events")
+        clock.stage("export", 0.8, f"NDCG@10 {trained.ndcg_at_10:.4f} on the newest training events")
         path = Path(folder) / MODEL_FILE
         export = export_onnx(trained.network, path, seed=settings.seed)
         model = path.read_bytes()
@@ -105,6 +105,25 @@ def run_slow_path(
     )
     clock.stage("published", 1.0, f"{version}, NDCG@10 {_ndcg(report.challenger):.4f}")
     return Outcome(published, report, clock.seconds, problem)
+
+
+def prepare() -> None:
+    """Train and export a toy, so that what PyTorch imports on first use (10 s of CPU) is there already."""
+    settings = TrainerSettings(dim=4, heads=1, blocks=1, history_length=2, max_epochs=1, min_interactions=1)
+    log = InteractionLog()
+    times_ms = list(range(60))
+    log.append(
+        user=[t % 3 for t in times_ms],
+        item_ids=["a", "b"],
+        item=[t % 2 for t in times_ms],
+        time_ms=times_ms,
+        event_type=[0] * 60,
+        weight=[1.0] * 60,
+        offset=0,
+    )
+    trained = train(split_by_time(log, settings), settings)
+    with tempfile.TemporaryDirectory(prefix="freshet-export-") as folder:
+        export_onnx(trained.network, Path(folder) / MODEL_FILE)
 
 
 class _Clock:
@@ -204,7 +223,7 @@ def _manifest(
         metrics={
             "hr_at_10": report.challenger.hr_at_10,
             "ndcg_at_10": report.challenger.ndcg_at_10,
-            "validation_ndcg_at_10": trained.best_ndcg_at_10,
+            "validation_ndcg_at_10": trained.ndcg_at_10,
             "epochs": float(len(trained.curve)),
             "train_seconds": trained.seconds,
         },

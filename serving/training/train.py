@@ -52,11 +52,8 @@ class TrainedNetwork:
     settings: TrainerSettings
     curve: list[Progress] = field(default_factory=list)
     seconds: float = 0.0
-
-    @property
-    def best_ndcg_at_10(self) -> float:
-        """NDCG@10 on the newest part of the training data, at the weights that were kept."""
-        return max((point.ndcg_at_10 for point in self.curve), default=0.0)
+    ndcg_at_10: float = 0.0
+    """On the newest part of the training data, at the weights that were kept."""
 
     def weights(self) -> Weights:
         """All parameters by name, float32, for a later warm start."""
@@ -76,9 +73,9 @@ def train(
     """AdamW on cross-entropy over items at all positions at once, until the newest part of `split.train`
     stops gaining.
 
-    Two runs of one seed and thread count agree to the bit, as long as `settings.max_seconds` does not bind.
-    Sets torch's thread count. Raises NotEnoughDataError when nothing can be learned, TrainingDivergedError
-    when the loss is not finite.
+    Two runs of one seed and thread count agree to the bit, as long as no time budget binds. Sets torch's
+    thread count. Raises NotEnoughDataError when nothing can be learned, TrainingDivergedError when the loss
+    is not finite.
     """
     torch.set_num_threads(settings.threads)
     torch.manual_seed(settings.seed)
@@ -91,27 +88,48 @@ def train(
     optimizer = torch.optim.AdamW(
         network.parameters(), settings.learning_rate, weight_decay=settings.weight_decay
     )
-    trained = TrainedNetwork(network, split.vocabulary, settings)
-    started = time.monotonic()
-    best, best_ndcg, best_epoch = trained.weights(), evaluate(network, held_out), 0
+    trained = TrainedNetwork(network, split.vocabulary, settings, ndcg_at_10=evaluate(network, held_out))
+    best, best_epoch, budget = trained.weights(), 0, _Budget(settings)
     for epoch in range(1, settings.max_epochs + 1):
-        loss = _epoch(
-            network, optimizer, training_batches(fit, settings, rng), loss_of, started + settings.max_seconds
-        )
+        loss = _epoch(network, optimizer, training_batches(fit, settings, rng), loss_of, budget)
         ndcg = evaluate(network, held_out)
-        seconds = time.monotonic() - started
-        point = Progress(epoch, settings.max_epochs, loss, ndcg, seconds, settings.max_seconds - seconds)
+        point = Progress(epoch, settings.max_epochs, loss, ndcg, budget.seconds(), budget.seconds_left())
         trained.curve.append(point)
         if progress is not None:
             progress(point)
-        if ndcg > best_ndcg:
-            best, best_ndcg, best_epoch = trained.weights(), ndcg, epoch
-        if epoch - best_epoch >= settings.patience or seconds >= settings.max_seconds:
+        if ndcg > trained.ndcg_at_10:
+            best, trained.ndcg_at_10, best_epoch = trained.weights(), ndcg, epoch
+        if epoch - best_epoch >= settings.patience or budget.spent():
             break
     network.load_state_dict({name: torch.from_numpy(value) for name, value in best.items()})
     network.eval()
-    trained.seconds = time.monotonic() - started
+    trained.seconds = budget.seconds()
     return trained
+
+
+class _Budget:
+    """CPU seconds a thread, and seconds by the wall clock; whichever is used up first."""
+
+    def __init__(self, settings: TrainerSettings) -> None:
+        self._settings = settings
+        self._wall_s, self._cpu_s = time.monotonic(), time.process_time()
+
+    def seconds(self) -> float:
+        """Wall seconds so far."""
+        return time.monotonic() - self._wall_s
+
+    def share(self) -> float:
+        """How much is used up, from 0."""
+        cpu_s = (time.process_time() - self._cpu_s) / self._settings.threads
+        return max(self.seconds() / self._settings.max_seconds, cpu_s / self._settings.max_cpu_seconds)
+
+    def seconds_left(self) -> float:
+        """Wall seconds until it is used up at the present speed."""
+        share = self.share()
+        return self.seconds() * max(0.0, 1.0 - share) / max(share, 1e-9)
+
+    def spent(self) -> bool:
+        return self.share() >= 1.0
 
 
 def copy_weights(network: SequenceNetwork, vocabulary: tuple[str, ...], warm_start: WarmStart) -> int:
@@ -208,9 +226,9 @@ def _epoch(
     optimizer: torch.optim.Optimizer,
     batches: Iterator[Batch],
     loss_of: LossFunction,
-    deadline: float,
+    budget: _Budget,
 ) -> float:
-    """Train on the batches until the deadline (monotonic seconds); gives the mean loss a batch."""
+    """Train on the batches while the budget lasts; gives the mean loss a batch."""
     network.train()
     losses: list[float] = []
     for batch in batches:
@@ -230,7 +248,7 @@ def _epoch(
                 f"loss is {losses[-1]} at batch {len(losses)}: lower trainer.learning_rate, or look for "
                 "broken weights in the warm start"
             )
-        if time.monotonic() >= deadline:
+        if budget.spent():
             break
     if not losses:
         raise NotEnoughDataError("no window of the training part holds a positive target")

@@ -65,7 +65,9 @@ def training_batches(
 ) -> Iterator[Batch]:
     """One epoch: windows cut at a fresh random phase a user, batched by like length, batches in random
     order."""
-    windows = cut_windows(sequences.starts, settings.history_length, settings.window_stride, rng)
+    windows = cut_windows(
+        sequences.starts, settings.history_length, min(settings.window_stride, settings.history_length), rng
+    )
     lengths = windows[:, 2] - windows[:, 0]
     by_length = np.argsort(lengths + rng.uniform(0.0, _LENGTH_NOISE, len(lengths)), kind="stable")
     size = settings.batch_windows

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from serving.ranker.errors import RegistryError
 from serving.registry.manifest import GOLDEN_FILE, MODEL_FILE, VOCABULARY_FILE, WEIGHTS_FILE, digest_of
 from serving.registry.onnx_checks import OnnxFileError, check_onnx
+from serving.registry.settings import RegistrySettings
 from serving.registry.store import Registry
 from tests.test_serving.ranker_cases import markov_version, republish
 
@@ -64,7 +65,7 @@ def test_another_digest_is_refused(tmp_path: Path) -> None:
 def test_a_file_too_large_is_never_read(tmp_path: Path) -> None:
     republish(tmp_path)
     with pytest.raises(RegistryError, match="at most 1000 are read"):
-        Registry(str(tmp_path), max_file_bytes=1000).fetch("v1")
+        Registry(str(tmp_path), RegistrySettings(max_file_bytes=1000)).fetch("v1")
 
 
 @given(st.sampled_from([MODEL_FILE, VOCABULARY_FILE, WEIGHTS_FILE, GOLDEN_FILE]), st.data())

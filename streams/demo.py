@@ -129,7 +129,7 @@ class Demo:
             "FRESHET_TRIGGER__COALESCE_LAG": "0",
             "FRESHET_SCHEDULE__EVERY_INTERACTIONS": str(max(1000, total // TRAININGS)),
             "FRESHET_SCHEDULE__EVERY_S": "0",
-            "FRESHET_TRAINER__MAX_SECONDS": str(round(min(25.0, max(3.0, total / self._rate / 12)), 1)),
+            "FRESHET_TRAINER__MAX_CPU_SECONDS": str(round(min(25.0, max(3.0, total / self._rate / 12)), 1)),
         }
         settings = _settings(environment)
         wait_for_broker(settings, 30.0)

@@ -29,7 +29,7 @@ from confluent_kafka import (
     KafkaException,
     TopicPartition,
 )
-from confluent_kafka.admin import OffsetSpec  # type: ignore[attr-defined]
+from confluent_kafka.admin import AdminClient, OffsetSpec  # type: ignore[attr-defined]
 
 from streams.clients import admin
 from streams.errors import BrokerUnavailableError
@@ -41,6 +41,9 @@ from streams.topics import TOPICS
 __all__ = ["GroupInfo", "LagReader", "LagSummary", "PartitionLag", "lag_of", "summarize"]
 
 T = TypeVar("T")
+
+_NO_TOPIC = "freshet-sign-of-life"
+"""A topic that need not exist: asking for one is cheaper than for all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +121,7 @@ class LagReader:
         self, settings: Settings, *, timeout_s: float = 5.0, probe_s: float = 1.0, window: int = 30
     ) -> None:
         self._settings = settings
-        self._admin = admin(settings)
+        self._client: AdminClient | None = None
         self._timeout_s = timeout_s
         self._probe = TimestampProbe(settings, probe_s)
         self._window = window
@@ -132,21 +135,26 @@ class LagReader:
         Raises:
             BrokerUnavailableError: the broker did not answer within the timeout.
         """
-        wanted = None if topics is None else frozenset(topics)
-        self._admin.poll(0)  # librdkafka's log lines wait in its queue until somebody polls
+        self._client = self._client or admin(self._settings)
+        self._client.poll(0)  # librdkafka's log lines wait in its queue until somebody polls
         try:
-            return [row for group in groups for row in self._read_group(group, wanted)]
+            # First what is safe to ask a dead broker: librdkafka aborts the process when the coordinator answers
+            # a group request that has timed out (its issue 4605), so none is sent while nobody answers, and a
+            # client that had one time out is not used again.
+            keys = self._partitions(self._client, topics)
+            return [row for group in groups for row in self._read_group(self._client, group, keys)]
         except (KafkaException, TimeoutError) as error:
+            self._client = None
             raise BrokerUnavailableError(
                 f"no answer from Kafka at {self._settings.bootstrap_servers} within {self._timeout_s:g} s"
                 f" about the lag of {', '.join(groups)} ({error}). Start the broker, or correct [kafka]."
             ) from error
 
-    def _read_group(self, group: str, topics: frozenset[str] | None) -> list[PartitionLag]:
-        owners, committed = self._owners(group), self._committed(group)
-        keys = sorted({*owners, *committed} if topics is None else self._partitions(topics))
-        low = self._offsets(keys, OffsetSpec.earliest())  # type: ignore[no-untyped-call]
-        end = self._offsets(keys, OffsetSpec.latest())  # type: ignore[no-untyped-call]
+    def _read_group(self, client: AdminClient, group: str, wanted: list[Key] | None) -> list[PartitionLag]:
+        owners, committed = self._owners(client, group), self._committed(client, group)
+        keys = sorted({*owners, *committed}) if wanted is None else wanted
+        low = self._offsets(client, keys, OffsetSpec.earliest())  # type: ignore[no-untyped-call]
+        end = self._offsets(client, keys, OffsetSpec.latest())  # type: ignore[no-untyped-call]
         spans = [_Span(key, low.get(key), committed.get(key), end.get(key)) for key in keys]
         times = self._probe.read({span.key: span.next_offset for span in spans if span.lag})
         now_ms = time.time() * 1000.0
@@ -173,9 +181,9 @@ class LagReader:
             clock_ahead=wait_s is not None and wait_s < 0.0,
         )
 
-    def _owners(self, group: str) -> dict[Key, str]:
+    def _owners(self, client: AdminClient, group: str) -> dict[Key, str]:
         """Who owns each partition: the member's static id, else its client id; fills `groups`."""
-        future = self._admin.describe_consumer_groups([group], request_timeout=self._timeout_s)[group]
+        future = client.describe_consumer_groups([group], request_timeout=self._timeout_s)[group]
         try:
             found = self._answer(future)
         except KafkaException as error:
@@ -190,10 +198,10 @@ class LagReader:
             for part in (member.assignment.topic_partitions if member.assignment else ())
         }
 
-    def _committed(self, group: str) -> dict[Key, int]:
+    def _committed(self, client: AdminClient, group: str) -> dict[Key, int]:
         asked = [ConsumerGroupTopicPartitions(group)]
         try:
-            future = self._admin.list_consumer_group_offsets(asked, request_timeout=self._timeout_s)[group]
+            future = client.list_consumer_group_offsets(asked, request_timeout=self._timeout_s)[group]
             found = self._answer(future).topic_partitions
         except KafkaException as error:
             if error.args[0].name() != "GROUP_ID_NOT_FOUND":
@@ -201,15 +209,19 @@ class LagReader:
             return {}
         return {(p.topic, p.partition): p.offset for p in found if p.error is None and p.offset >= 0}
 
-    def _partitions(self, topics: frozenset[str]) -> list[Key]:
-        known = self._admin.list_topics(timeout=self._timeout_s).topics
-        return [(topic, number) for topic in topics if topic in known for number in known[topic].partitions]
+    def _partitions(self, client: AdminClient, topics: Iterable[str] | None) -> list[Key] | None:
+        """Partitions of the topics that exist; without topics just a sign of life."""
+        if topics is None:
+            client.list_topics(topic=_NO_TOPIC, timeout=self._timeout_s)
+            return None
+        found = [client.list_topics(topic=name, timeout=self._timeout_s).topics[name] for name in topics]
+        return sorted((topic.topic, number) for topic in found for number in topic.partitions)
 
-    def _offsets(self, keys: list[Key], spec: OffsetSpec) -> dict[Key, int]:
+    def _offsets(self, client: AdminClient, keys: list[Key], spec: OffsetSpec) -> dict[Key, int]:
         """Offsets by partition under read_committed; a partition whose leader did not answer is left out."""
         if not keys:
             return {}
-        futures = self._admin.list_offsets(
+        futures = client.list_offsets(
             {TopicPartition(*key): spec for key in keys},
             isolation_level=IsolationLevel.READ_COMMITTED,
             request_timeout=self._timeout_s,

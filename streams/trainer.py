@@ -19,7 +19,7 @@ import msgspec
 
 from serving.ranker.errors import RankerError, RegistryError
 from serving.training.dataset import InteractionLog, NotEnoughDataError
-from serving.training.slow_path import Outcome, Stage, run_slow_path
+from serving.training.slow_path import Outcome, Stage, prepare, run_slow_path
 from serving.training.train import TrainingDivergedError
 from streams.errors import FreshetError
 from streams.events import ModelRecord
@@ -70,6 +70,7 @@ class Trainer:
         """Train by the schedule until stopped."""
         check_layout(self._settings)
         os.nice(self._schedule.niceness)
+        prepare()
         reader = PartitionReader(self._settings, {(self._topic, 0): 0})
         try:
             while not self._stop.is_set():
@@ -144,9 +145,12 @@ class Trainer:
 
 
 def append_record(data: InteractionLog, record: LogRecord, offset: int, types: dict[str, int]) -> None:
-    """Add a log record's interactions with an item to `data`; `types` numbers the event types as they come."""
+    """Add a log record's positive interactions to `data`: what a user's recent items are made of when serving.
+
+    `types` numbers the event types as they come.
+    """
     item = record.column("item", "<i4")
-    keep = item >= 0
+    keep = (item >= 0) & (record.column("weight", "<f4") > 0)
     codes = [types.setdefault(name, min(len(types), 255)) for name in record.event_types]
     data.append(
         user=record.column("token", "<u8")[keep],

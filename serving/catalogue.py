@@ -1,13 +1,12 @@
 """The catalogue: what items are called, and which of them may be served now.
 
-It is a mask applied when a list is made, outside the learned state: hiding an item changes nothing that was learned,
-and showing it again brings everything back.
+It is a mask applied when a list is made, outside the learned state: hiding an item changes nothing that was
+learned, and showing it again brings everything back.
 """
 
 from __future__ import annotations
 
 import heapq
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,6 +18,10 @@ __all__ = ["Catalogue", "CatalogueEntry"]
 
 MAX_TITLE_CHARS = 120
 """Titles are repeated in every explanation: longer ones are cut, so that a list stays a few KB."""
+
+MAX_CATEGORY_MASKS = 64
+"""Sets of categories whose masks are kept, the latest asked for: at a byte an item, 64 MB for a million
+items."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,8 +37,8 @@ class CatalogueEntry:
 class Catalogue:
     """Entries by item id, and a mask over the rows of the learned state's item table.
 
-    An item that is not in the catalogue may be served: the catalogue is optional. One that was removed from it may not,
-    until it is put in again.
+    An item that is not in the catalogue may be served: the catalogue is optional. One that was removed from
+    it may not, until it is put in again.
     """
 
     def __init__(self, items: ItemTable) -> None:
@@ -44,6 +47,7 @@ class Catalogue:
         self._removed: set[str] = set()
         self._servable = np.ones(0, dtype=np.bool_)
         self._due: list[tuple[int, str]] = []
+        self._in_categories: dict[frozenset[str], npt.NDArray[np.bool_]] = {}
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -68,6 +72,7 @@ class Catalogue:
         """Use another item table, as after a snapshot was loaded."""
         self._items = items
         self._servable = np.ones(0, dtype=np.bool_)
+        self._in_categories.clear()
         self.mask(now_ms)
 
     def is_servable(self, item_id: str, now_ms: int) -> bool:
@@ -95,14 +100,17 @@ class Catalogue:
         entry = self._entries.get(item_id)
         return entry is not None and not wanted.isdisjoint(entry.categories)
 
-    def category_mask(self, wanted: Sequence[str]) -> npt.NDArray[np.bool_]:
-        """bool[rows]: in at least one of the wanted categories."""
-        categories = frozenset(wanted)
-        return np.fromiter(
-            (self.in_categories(item_id, categories) for item_id in self._items.ids),
-            np.bool_,
-            len(self._items),
-        )
+    def category_mask(self, wanted: frozenset[str]) -> npt.NDArray[np.bool_]:
+        """bool[rows]: in at least one of the wanted categories. Kept, and amended as items come and
+        change."""
+        mask = self._in_categories.pop(wanted, np.ones(0, dtype=np.bool_))
+        if len(mask) < len(self._items):
+            new = [self.in_categories(item_id, wanted) for item_id in self._items.ids[len(mask) :]]
+            mask = np.concatenate((mask, np.array(new, dtype=np.bool_)))
+        self._in_categories[wanted] = mask
+        if len(self._in_categories) > MAX_CATEGORY_MASKS:
+            del self._in_categories[next(iter(self._in_categories))]
+        return mask
 
     def title(self, item_id: str) -> str:
         """The item's title, or its id where it has none."""
@@ -113,3 +121,6 @@ class Catalogue:
         row = self._items.row(item_id)
         if 0 <= row < len(self._servable):
             self._servable[row] = self.is_servable(item_id, now_ms)
+        for wanted, mask in self._in_categories.items():
+            if 0 <= row < len(mask):
+                mask[row] = self.in_categories(item_id, wanted)

@@ -1,10 +1,15 @@
-"""What a user may get: not what was seen, excluded, hidden, expired or removed, and of the categories asked for.
+"""What a user may get: not what was seen, excluded, hidden, expired or removed, and of the categories asked
+for.
 
-Items that a request names in `candidates` are asked for by name, so that having been seen does not keep them out; all
-else does.
+Items that a request names in `candidates` are asked for by name, so that having been seen does not keep them
+out; all else does. The rule stands here twice, and a property test holds the two equal: `masks` and `blocked`
+for the rows of the learned state, all at once and before anything is retrieved, so that what may not be
+served takes no candidate's place; `allows` for one item by its id.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -26,28 +31,23 @@ class Filter:
         self._items = items
         self._catalogue = catalogue
         self._now_ms = now_ms
-        self.servable = catalogue.mask(now_ms)
-        self.hidden = np.flatnonzero(~self.servable).astype(np.int32)
-        self._blocked_here = np.zeros(len(self.servable), dtype=np.bool_)
 
-    def blocked_rows(self, query: Query) -> Int32:
-        """Rows that this user may not get, beside the hidden ones."""
-        ids = [*query.exclude] if query.candidates is not None else [*query.seen, *query.exclude]
-        rows = self._items.rows(ids)
-        return rows[rows >= 0]
+    def masks(self, queries: Sequence[Query]) -> tuple[Bool, Int32]:
+        """bool[m, rows], what may be served, and int32[n], which of its m rows holds for each query."""
+        servable = self._catalogue.mask(self._now_ms)
+        if all(query.categories is None for query in queries):
+            return servable[None, :], np.zeros(len(queries), dtype=np.int32)
+        kinds: dict[frozenset[str] | None, int] = {}
+        chosen = [
+            kinds.setdefault(None if q.categories is None else frozenset(q.categories), len(kinds))
+            for q in queries
+        ]
+        masks = [servable if k is None else servable & self._catalogue.category_mask(k) for k in kinds]
+        return np.stack(masks), np.array(chosen, dtype=np.int32)
 
-    def keep(self, query: Query, blocked: Int32, rows: Int32) -> Int32:
-        """Those of `rows` (each >= 0) that the user may get, in their order."""
-        marks = self._blocked_here
-        marks[blocked] = True
-        kept = rows[self.servable[rows] & ~marks[rows]]
-        marks[blocked] = False
-        if query.categories is None:
-            return kept
-        wanted = frozenset(query.categories)
-        ids = self._items.ids
-        inside = [self._catalogue.in_categories(ids[row], wanted) for row in kept.tolist()]
-        return kept[np.array(inside, dtype=np.bool_)]
+    def blocked(self, query: Query) -> list[str]:
+        """Ids that this user may not get, whatever the masks say."""
+        return [*query.exclude] if query.candidates is not None else [*query.seen, *query.exclude]
 
     def allows(self, query: Query, item_id: str) -> bool:
         """The same rule for one item by id: for items that the learned state does not know."""

@@ -13,7 +13,8 @@ __all__ = ["Query", "RankedItem", "RankedList"]
 
 @dataclass(slots=True)
 class Query:
-    """One list to make. `recent` holds the user's items, oldest first; `factor` is float32 [d], zeros when unknown."""
+    """One list to make. `recent` holds the user's items, oldest first; `factor` is float32 [d], zeros when
+    unknown."""
 
     recent: Sequence[str]
     seen: Collection[str]

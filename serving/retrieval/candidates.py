@@ -9,110 +9,120 @@ import numpy as np
 import numpy.typing as npt
 
 from online_models.item_state import ItemState
+from serving import kernels
 from serving.filters import Filter
 from serving.query import Query
+from serving.retrieval.learned import learned_arrays
 from serving.settings import ServingSettings
 
-__all__ = ["SOURCES", "Candidates", "Context", "retrieve", "user_context"]
+__all__ = ["SOURCES", "Context", "Retriever", "user_context"]
 
-SOURCES = ("covisitation", "popularity", "factors", "request")
-"""Names of the candidate sources; bit k of `Candidates.sources` says that source k proposed the item."""
-
-CATEGORY_FACTOR = 10
-"""With a category filter most candidates fall away, so that many more are fetched first."""
+SOURCES = ("covisitation", "popularity", "factors", "request", "ranker")
+"""Names of the sources; bit k of `Found.sources` says that source k proposed the item."""
 
 Int32 = npt.NDArray[np.int32]
 
 
 @dataclass(slots=True)
 class Context:
-    """n queries as rows of the item table: recent int32[n, L], newest first, -1 padded; factors float32[n, d]."""
+    """n queries as rows of the item table: recent int32[n, L], newest first, -1 padded; factors float32[n,
+    d]."""
 
     queries: Sequence[Query]
     recent: Int32
     factors: npt.NDArray[np.float32]
 
 
-@dataclass(slots=True)
-class Candidates:
-    """rows int32[n, C], rising, -1 padded on the right; sources uint8[n, C], bits as in `SOURCES`."""
-
-    rows: Int32
-    sources: npt.NDArray[np.uint8]
-
-
 def user_context(queries: Sequence[Query], items: ItemState) -> Context:
     """Translate ids into rows; a recent item without a row leaves its place empty."""
-    length = items.covisitation.query_length
+    length, row_of = items.covisitation.query_length, items.items.row
     recent = np.full((len(queries), length), -1, dtype=np.int32)
-    for row, query in enumerate(queries):
+    for user, query in enumerate(queries):
         newest_first = query.recent[: -length - 1 : -1]
-        recent[row, : len(newest_first)] = items.items.rows(newest_first)
-    return Context(queries, recent, np.stack([query.factor for query in queries]))
+        recent[user, : len(newest_first)] = [row_of(item_id) for item_id in newest_first]
+    factors = np.stack([query.factor for query in queries]).astype(np.float32, copy=False)
+    return Context(queries, recent, factors)
 
 
-def retrieve(context: Context, items: ItemState, allowed: Filter, settings: ServingSettings) -> Candidates:
-    """The union of what each source proposes to each user."""
-    queries = context.queries
-    blocked = [allowed.blocked_rows(query) for query in queries]
-    unwanted = padded([np.concatenate((rows, allowed.hidden)) for rows in blocked])
-    more = CATEGORY_FACTOR if any(query.categories is not None for query in queries) else 1
-    related = items.covisitation.retrieve(context.recent, settings.covisitation_candidates * more, unwanted)[
-        0
-    ]
-    similar = items.factors.retrieve(context.factors, settings.factor_candidates * more, unwanted)[0]
-    order = items.popularity.top(items.popularity.top_size)
-    proposals = []
-    for index, query in enumerate(queries):
-        if query.candidates is not None:
-            wanted = items.items.rows(query.candidates)
-            rows = [allowed.keep(query, blocked[index], wanted[wanted >= 0])]
-            kinds = [SOURCES.index("request")]
-        else:
-            rows = [
-                _kept(allowed, query, blocked[index], related[index]),
-                _popular(
-                    allowed, query, blocked[index], order, max(query.count, settings.popularity_candidates)
-                ),
-                _kept(allowed, query, blocked[index], similar[index]),
-            ]
-            kinds = [0, 1, 2]
-        proposals.append(_merge(rows, kinds))
-    return Candidates(
-        padded([rows for rows, _ in proposals]), padded([bits for _, bits in proposals], 0, np.uint8)
+class Retriever:
+    """Gathers candidates, with every online source's score of each. Holds the kernels' scratch memory."""
+
+    def __init__(self, items: ItemState, settings: ServingSettings) -> None:
+        self._items = items
+        self._settings = settings
+        related, popular = settings.covisitation_candidates, settings.popularity_candidates
+        self._quotas = (related, popular, settings.factor_candidates)
+        self._unscanned = (related, popular, 0)
+        self._scratch = _scratch(items, 1024)
+
+    def retrieve(self, context: Context, allowed: Filter) -> kernels.Found:
+        """The union of what each source proposes to each user, only of what the user may get."""
+        queries, learned = context.queries, learned_arrays(self._items)
+        masks, mask = allowed.masks(queries)
+        if len(self._scratch.total) < masks.shape[1]:
+            self._scratch = _scratch(self._items, 2 * masks.shape[1])
+        quotas = self._quotas if len(learned.factors) <= self._settings.factor_scan_items else self._unscanned
+        found = _empty(len(queries), max(_room(query, quotas) for query in queries))
+        wanted = self._wanted(context, allowed, mask)
+        kernels.gather(wanted, learned, masks, np.array(quotas), self._scratch, found)
+        return found
+
+    def because(self, context: Context, chosen: Int32, reasons: int) -> Int32:
+        """int32[n, K, reasons], -1 padded: the recent rows that speak most for each of the rows chosen
+        int32[n, K]."""
+        because = np.empty((*chosen.shape, reasons), dtype=np.int32)
+        learned = learned_arrays(self._items)
+        kernels.explain(context.recent, chosen, learned, self._scratch.place, because)
+        return because
+
+    def _wanted(self, context: Context, allowed: Filter, mask: Int32) -> kernels.Wanted:
+        queries, items = context.queries, self._items.items
+        blocked, blocked_end = _joined([allowed.blocked(query) for query in queries])
+        asked, asked_end = _joined([query.candidates or () for query in queries])
+        return kernels.Wanted(
+            recent=context.recent,
+            users=context.factors,
+            blocked=items.rows(blocked),
+            blocked_end=blocked_end,
+            asked=items.rows(asked),
+            asked_end=asked_end,
+            by_name=np.array([query.candidates is not None for query in queries]),
+            count=np.array([query.count for query in queries], dtype=np.int32),
+            mask=mask,
+        )
+
+
+def _room(query: Query, quotas: tuple[int, int, int]) -> int:
+    """Candidates that a query may have at most."""
+    if query.candidates is not None:
+        return len(query.candidates)
+    return quotas[0] + max(quotas[1], query.count) + quotas[2]
+
+
+def _joined(lists: Sequence[Sequence[str]]) -> tuple[list[str], Int32]:
+    """All lists one behind the other, and where each ends."""
+    joined: list[str] = []
+    ends = []
+    for ids in lists:
+        joined.extend(ids)
+        ends.append(len(joined))
+    return joined, np.array(ends, dtype=np.int32)
+
+
+def _empty(n: int, room: int) -> kernels.Found:
+    return kernels.Found(
+        length=np.zeros(n, dtype=np.int32),
+        rows=np.full((n, room), -1, dtype=np.int32),
+        sources=np.zeros((n, room), dtype=np.uint8),
+        scores=np.zeros((n, room, kernels.ONLINE), dtype=np.float32),
     )
 
 
-def _kept(allowed: Filter, query: Query, blocked: Int32, rows: Int32) -> Int32:
-    found = rows[rows >= 0]
-    return found if query.categories is None else allowed.keep(query, blocked, found)
-
-
-def _popular(allowed: Filter, query: Query, blocked: Int32, order: Int32, wanted: int) -> Int32:
-    """The most popular rows that the user may get: from the top list, and beyond it in order of first use."""
-    window = order if query.categories is not None else order[: wanted + len(blocked) + len(allowed.hidden)]
-    rows = allowed.keep(query, blocked, window)[:wanted]
-    if len(rows) < wanted and len(order) < len(allowed.servable):
-        rest = np.setdiff1d(np.arange(len(allowed.servable), dtype=np.int32), order)
-        rows = np.concatenate((rows, allowed.keep(query, blocked, rest)))[:wanted]
-    return rows
-
-
-def _merge(rows: list[Int32], kinds: list[int]) -> tuple[Int32, npt.NDArray[np.uint8]]:
-    """Union of `rows`, rising, with the bits of the sources that proposed each."""
-    joined = np.concatenate(rows)
-    bits = np.concatenate([np.full(len(r), 1 << kind, np.uint8) for r, kind in zip(rows, kinds, strict=True)])
-    union, position = np.unique(joined, return_inverse=True)
-    merged = np.zeros(len(union), dtype=np.uint8)
-    np.bitwise_or.at(merged, position, bits)
-    return union.astype(np.int32), merged
-
-
-def padded(
-    rows: Sequence[npt.NDArray[np.generic]], fill: int = -1, dtype: type[np.generic] = np.int32
-) -> npt.NDArray[np.generic]:
-    """Rows of unequal length as one array [n, longest], `fill` behind each row's end."""
-    out = np.full((len(rows), max((len(row) for row in rows), default=0)), fill, dtype=dtype)
-    for index, row in enumerate(rows):
-        out[index, : len(row)] = row
-    return out
+def _scratch(items: ItemState, rows: int) -> kernels.Scratch:
+    related = items.covisitation
+    return kernels.Scratch(
+        total=np.zeros(rows, dtype=np.float32),
+        place=np.full(rows, -1, dtype=np.int32),
+        blocked=np.zeros(rows, dtype=np.bool_),
+        touched=np.zeros(related.query_length * related.row_capacity + 1, dtype=np.int32),
+    )

@@ -42,9 +42,6 @@ __all__ = ["GroupInfo", "LagReader", "LagSummary", "PartitionLag", "lag_of", "su
 
 T = TypeVar("T")
 
-_NO_TOPIC = "freshet-sign-of-life"
-"""A topic that need not exist: asking for one is cheaper than for all."""
-
 
 @dataclass(frozen=True, slots=True)
 class PartitionLag:
@@ -135,16 +132,18 @@ class LagReader:
         Raises:
             BrokerUnavailableError: the broker did not answer within the timeout.
         """
-        self._client = self._client or admin(self._settings)
-        self._client.poll(0)  # librdkafka's log lines wait in its queue until somebody polls
+        client = self._client = self._client or admin(self._settings)
+        client.poll(0)  # librdkafka's log lines wait in its queue until somebody polls
         try:
-            # First what is safe to ask a dead broker: librdkafka aborts the process when the coordinator answers
-            # a group request that has timed out (its issue 4605), so none is sent while nobody answers, and a
-            # client that had one time out is not used again.
-            keys = self._partitions(self._client, topics)
-            return [row for group in groups for row in self._read_group(self._client, group, keys)]
-        except (KafkaException, TimeoutError) as error:
+            # First what is safe to ask a dead broker: librdkafka aborts the process when the coordinator
+            # answers a group request that has timed out (its issue 4605). So none is sent while nobody
+            # answers, and a client that had one time out is not used again.
+            keys = self._partitions(client, topics)
             self._client = None
+            rows = [row for group in groups for row in self._read_group(client, group, keys)]
+            self._client = client
+            return rows
+        except (KafkaException, TimeoutError) as error:
             raise BrokerUnavailableError(
                 f"no answer from Kafka at {self._settings.bootstrap_servers} within {self._timeout_s:g} s"
                 f" about the lag of {', '.join(groups)} ({error}). Start the broker, or correct [kafka]."
@@ -210,12 +209,11 @@ class LagReader:
         return {(p.topic, p.partition): p.offset for p in found if p.error is None and p.offset >= 0}
 
     def _partitions(self, client: AdminClient, topics: Iterable[str] | None) -> list[Key] | None:
-        """Partitions of the topics that exist; without topics just a sign of life."""
+        """Partitions of those of the topics that exist; without topics just a sign of life."""
+        known = client.list_topics(timeout=self._timeout_s).topics
         if topics is None:
-            client.list_topics(topic=_NO_TOPIC, timeout=self._timeout_s)
             return None
-        found = [client.list_topics(topic=name, timeout=self._timeout_s).topics[name] for name in topics]
-        return sorted((topic.topic, number) for topic in found for number in topic.partitions)
+        return sorted((name, number) for name in topics if name in known for number in known[name].partitions)
 
     def _offsets(self, client: AdminClient, keys: list[Key], spec: OffsetSpec) -> dict[Key, int]:
         """Offsets by partition under read_committed; a partition whose leader did not answer is left out."""

@@ -176,11 +176,15 @@ def _add_timer(app: faust.App, settings: Settings, state: MonitorState) -> None:
         try:
             while not app.should_stop:
                 started_s = time.monotonic()
+                was_down = state.broker_up is False
                 try:
                     state.take_lag(*await asyncio.get_running_loop().run_in_executor(executor, read))
+                    if was_down:
+                        log.info("%s answers again", settings.bootstrap_servers)
                 except FreshetError as error:
                     state.take_broker_error(str(error))
-                    log.warning("%s", error)
+                    if not was_down:
+                        log.warning("%s", error)
                 await app.sleep(max(0.05, settings.monitor.poll_s - (time.monotonic() - started_s)))
         finally:
             for reader in readers:
@@ -271,6 +275,7 @@ def run_monitor(settings: Settings, ready: Callable[[str], None] | None = None) 
         TopicLayoutError: the topics did not appear within `worker.rpc_timeout_s`.
         SettingsError: the address is taken, or `[kafka]` has what aiokafka can't do.
     """
-    for name in ("faust", "mode", "aiokafka", "streams.monitor.kafka"):
+    for name in ("faust", "mode", "streams.monitor.kafka"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    logging.getLogger("aiokafka").setLevel(logging.CRITICAL)  # four lines a second while the broker is down
     asyncio.run(_serve(settings, ready))

@@ -62,7 +62,7 @@ class Monitor:
                 cwd=self.folder,
                 env={**os.environ, "PYTHONPATH": path},
             )
-        self.wait(lambda: "ready" in self.output.read_text() or self.process.poll() is not None)  # type: ignore[union-attr]
+        self.wait(lambda: "ready http" in self.output.read_text() or self.process.poll() is not None)  # type: ignore[union-attr]
         assert self.process.poll() is None, self.output.read_text()
         return time.monotonic() - started_s
 

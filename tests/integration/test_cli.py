@@ -81,7 +81,7 @@ def shell(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shell]:
 
 @pytest.fixture(scope="module")
 def served(shell: Shell) -> Iterator[Shell]:
-    """Topics made, a worker running, some synthetic events answered; the worker ends with exit 0 on SIGTERM."""
+    """Topics made, a worker running, synthetic events answered; the worker ends with exit 0 on SIGTERM."""
     created = shell.json("topics", "create")
     assert {row["status"] for row in created} == {"created"}
     worker = subprocess.Popen(shell.command("worker", "--id", "cli-1"), env=shell.env, cwd=ROOT)

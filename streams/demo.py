@@ -115,7 +115,7 @@ class Demo:
     def _start_broker(
         self, processes: ProcessGroup, folder: Path, total: int
     ) -> tuple[Settings, dict[str, str]]:
-        """An embedded broker with ports and a folder of its own, and the settings that all processes share."""
+        """An embedded broker with ports and a folder of its own, and the settings that all share."""
         try:
             broker = start_broker(folder / "kafka", remember=False, progress=self._say)
         except EmbeddedBrokerError as error:

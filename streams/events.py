@@ -101,7 +101,7 @@ class Request(msgspec.Struct, kw_only=True):
 
 
 class Reason(msgspec.Struct, kw_only=True):
-    """Why an item stands in a list: `kind` is a source's name, `because` the user's own items that led to it."""
+    """Why an item stands in a list: `kind` is a source's name, `because` the user's items that led to it."""
 
     kind: str
     because: list[str]

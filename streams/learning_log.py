@@ -55,7 +55,7 @@ class Interaction:
 
 
 class LogRecord(msgspec.Struct, array_like=True):
-    """One record of `interactions`; columns as bytes, one value (or row of `width` values) per interaction."""
+    """One record of `interactions`; columns as bytes, one value (or row of values) per interaction."""
 
     format: int
     settings_digest: str
@@ -81,7 +81,7 @@ class LogRecord(msgspec.Struct, array_like=True):
     after: bytes
 
     def column(self, name: str, dtype: str, width: int = 0) -> npt.NDArray[Any]:
-        """Column `name` as an array [n] or [n, width]; raises LearningLogError when its length does not fit."""
+        """Column `name` as an array [n] or [n, width]; raises LearningLogError when its length is wrong."""
         raw: bytes = getattr(self, name)
         expected = np.dtype(dtype).itemsize * self.n * (width or 1)
         if len(raw) != expected and not (width == 0 and name in ("recent", "negatives")):

@@ -140,7 +140,7 @@ class PartitionReader:
         return True
 
     def lag(self, key: PartitionId) -> int:
-        """Records (control records included) between the position and the end that the last fetch reported."""
+        """Records (control records included) between the position and the end that the last fetch saw."""
         _, high = self._consumer.get_watermark_offsets(TopicPartition(*key), cached=True)
         return max(0, high - self.positions[key])
 

@@ -35,7 +35,7 @@ REJECTED_ITEMS_KEPT = 10_000
 """Rejected `items` records waiting until this worker owns partition 0, whose owner writes them to the dead
 letters."""
 DRAIN_RECORDS = 500
-"""Log records applied at most between two micro-batches, so that a long backlog does not starve the events."""
+"""Log records applied at most between two micro-batches, so that a backlog does not starve the events."""
 
 
 class Replica:

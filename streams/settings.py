@@ -71,7 +71,7 @@ class TopicSettings(_Section, frozen=True, kw_only=True, forbid_unknown_fields=T
 class ValidationSettings(_Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
     event_types: dict[str, float] = {}
     """Added to, or changing the weights of, the built-in types."""
-    max_bytes: Annotated[int, Meta(ge=1, le=16_777_216)] = 1_048_576
+    max_bytes: Annotated[int, Meta(ge=1, le=16_777_216)] = 262_144
     """Largest value of one record, in bytes."""
     max_depth: Annotated[int, Meta(ge=1, le=256)] = 64
     lateness_s: Seconds = 30 * 86_400.0
@@ -121,7 +121,7 @@ class TriggerSettings(_Section, frozen=True, kw_only=True, forbid_unknown_fields
     count: Annotated[int, Meta(ge=1, le=1000)] = 10
     """Items in a list, unless a request says otherwise."""
     coalesce_lag: Annotated[int, Meta(ge=0)] = 10_000
-    """Only while more records than this are waiting may several events of one user share one list; 0 never."""
+    """Only while more records than this wait may several events of one user share one list; 0 never."""
 
 
 class ScheduleSettings(_Section, frozen=True, kw_only=True, forbid_unknown_fields=True):

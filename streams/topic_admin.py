@@ -1,4 +1,4 @@
-"""Create, describe and check the topics of `streams.topics` on a broker (`freshet topics create|describe`)."""
+"""Create, describe and check the topics of `streams.topics` (`freshet topics create|describe`)."""
 
 from __future__ import annotations
 

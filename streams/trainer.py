@@ -145,7 +145,7 @@ class Trainer:
 
 
 def append_record(data: InteractionLog, record: LogRecord, offset: int, types: dict[str, int]) -> None:
-    """Add a log record's positive interactions to `data`: what a user's recent items are made of when serving.
+    """Add a log record's positive interactions to `data`: what recent items are made of when serving.
 
     `types` numbers the event types as they come.
     """

@@ -44,7 +44,7 @@ ChangelogRecord = tuple[bytes, bytes | None]
 
 
 class UserState:
-    """One user. `recent_*` are parallel, oldest first; `seen` and `dedupe` keep insertion order for eviction."""
+    """One user. `recent_*` are parallel, oldest first; `seen` and `dedupe` keep their order for eviction."""
 
     __slots__ = (
         "dedupe",
@@ -316,6 +316,7 @@ class Shard:
         user.tail_seen = list(map(sys.intern, record.tail_seen))
         user.tail_dedupe = list(array("Q", record.tail_hashes))
         for item_id in user.tail_seen:
+            user.seen.pop(item_id, None)  # evicted and seen again since the cold record: it is the newest now
             user.seen[item_id] = None
         for event_hash, time_ms in zip(user.tail_dedupe, array("q", record.tail_times), strict=True):
             user.dedupe.pop(event_hash, None)

@@ -15,6 +15,11 @@ from packaging.utils import canonicalize_name
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("streams", "serving", "online_models")
 MAX_MODULE_LINES = 400
+LONG_FOR_A_REASON = {
+    # numba's disk cache watches only the called kernel's own file: kernels that call each other share one
+    "online_models/kernels.py": 600,
+    "serving/kernels.py": 600,
+}
 SKIPPED_FOLDERS = {".git", ".venv", "build", "dist", "node_modules", "__pycache__"}
 
 # The names are put together here, so that this file does not break its own rule.
@@ -102,7 +107,11 @@ def test_a_breach_is_found(tmp_path: Path, line: str) -> None:
 
 def test_modules_stay_short() -> None:
     lengths = {path.relative_to(ROOT): len(path.read_text("utf-8").splitlines()) for path in modules()}
-    long = {str(path): lines for path, lines in lengths.items() if lines > MAX_MODULE_LINES}
+    long = {
+        str(path): lines
+        for path, lines in lengths.items()
+        if lines > LONG_FOR_A_REASON.get(str(path), MAX_MODULE_LINES)
+    }
     assert not long, f"modules over {MAX_MODULE_LINES} lines: {long}"
 
 

@@ -144,9 +144,10 @@ class LagReader:
             self._client = client
             return rows
         except (KafkaException, TimeoutError) as error:
+            said = error.args[0].str() if isinstance(error, KafkaException) else "timed out"
             raise BrokerUnavailableError(
                 f"no answer from Kafka at {self._settings.bootstrap_servers} within {self._timeout_s:g} s"
-                f" about the lag of {', '.join(groups)} ({error}). Start the broker, or correct [kafka]."
+                f" about the lag of {', '.join(groups)} ({said}). Start the broker, or correct [kafka]."
             ) from error
 
     def _read_group(self, client: AdminClient, group: str, wanted: list[Key] | None) -> list[PartitionLag]:

@@ -35,7 +35,7 @@ Int32 = npt.NDArray[np.int32]
 Int64 = npt.NDArray[np.int64]
 Float32 = npt.NDArray[np.float32]
 
-FLOOR = 0.1
+FLOOR = 1.0
 """ε: what an unrelated item gets, as a share of the mean one's; without it log 0 would rule an item out."""
 
 

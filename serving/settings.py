@@ -25,8 +25,8 @@ class ServingSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     inner product with every item for every list (0.2 ms at 20,000); the other sources' candidates are still
     scored by them."""
     covisitation_weight: Weight = 0.7
-    popularity_weight: Weight = 0.1
-    factor_weight: Weight = 0.3
+    popularity_weight: Weight = 0.05
+    factor_weight: Weight = 0.5
     factor_experience_items: Annotated[float, Meta(ge=0, le=10_000)] = 5.0
     """A user who has seen h items gives the factors h / (h + this) of their weight: a young factor is
     noise."""

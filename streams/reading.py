@@ -37,19 +37,47 @@ def watermarks(
     """Low and end offset of each partition; the end is the high watermark, or with `read_committed` the last
     stable offset (before the first open transaction)."""
     consumer = make_consumer(tail_consumer_config(settings, isolation=isolation))
+    deadline = time.monotonic() + settings.worker.rpc_timeout_s
     try:
-        timeout_s = settings.worker.rpc_timeout_s
-        return {
-            (topic, partition): consumer.get_watermark_offsets(TopicPartition(topic, partition), timeout_s)
-            for topic, partition in partitions
-        }
-    except KafkaException as error:
-        raise BrokerUnavailableError(
-            f"{settings.bootstrap_servers}: no watermarks within {settings.worker.rpc_timeout_s} s "
-            f"({error.args[0].str()}). Is the broker up, and do the ACLs allow Describe on the topics?"
-        ) from error
+        return {key: _watermark(settings, consumer, key, deadline) for key in partitions}
     finally:
         consumer.close()
+
+
+_PASSING = frozenset(
+    {
+        KafkaError.NOT_LEADER_FOR_PARTITION,
+        KafkaError.LEADER_NOT_AVAILABLE,
+        KafkaError.OFFSET_NOT_AVAILABLE,
+        KafkaError.UNKNOWN_TOPIC_OR_PART,
+        KafkaError._UNKNOWN_PARTITION,
+        KafkaError._TRANSPORT,
+        KafkaError._TIMED_OUT,
+    }
+)
+"""What a broker says of a partition while it takes up its leadership, or while it is being restarted."""
+
+
+def _watermark(settings: Settings, consumer: Consumer, key: PartitionId, deadline: float) -> tuple[int, int]:
+    while True:
+        try:
+            left_s = max(0.1, deadline - time.monotonic())
+            found = consumer.get_watermark_offsets(TopicPartition(*key), left_s)
+            if found is not None:
+                return found
+            reason = "no answer"
+        except KafkaException as error:
+            cause: KafkaError = error.args[0]
+            reason = f"{cause.str()} ({cause.name()})"
+            if cause.code() not in _PASSING:
+                deadline = 0.0
+        if time.monotonic() > deadline:
+            raise BrokerUnavailableError(
+                f"{settings.bootstrap_servers}: no watermarks of {key[0]}[{key[1]}] within "
+                f"{settings.worker.rpc_timeout_s} s: {reason}. Is the broker up, does the topic exist, and do the "
+                "ACLs allow Describe on it?"
+            )
+        time.sleep(0.05)
 
 
 class PartitionReader:

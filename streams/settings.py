@@ -148,7 +148,6 @@ class MonitorSettings(_Section, frozen=True, kw_only=True, forbid_unknown_fields
     port: Annotated[int, Meta(ge=1, le=65535)] = 6066
     poll_s: Annotated[float, Meta(gt=0, le=60)] = 1.0
     history_s: Annotated[int, Meta(ge=60, le=86_400)] = 1800
-    unowned_alarm_s: Seconds = 30.0
 
 
 class Settings(_Section, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -80,17 +80,18 @@ class LogRecord(msgspec.Struct, array_like=True):
     before: bytes
     after: bytes
 
-    def column(self, name: str, dtype: str, width: int = 0) -> npt.NDArray[Any]:
-        """Column `name` as an array [n] or [n, width]; raises LearningLogError when its length is wrong."""
+    def column(self, name: str, dtype: str, width: int | None = None) -> npt.NDArray[Any]:
+        """Column `name` as an array [n], or [n, width] (which may be 0 wide); raises LearningLogError when
+        its length is wrong."""
         raw: bytes = getattr(self, name)
-        expected = np.dtype(dtype).itemsize * self.n * (width or 1)
-        if len(raw) != expected and not (width == 0 and name in ("recent", "negatives")):
+        expected = np.dtype(dtype).itemsize * self.n * (1 if width is None else width)
+        if len(raw) != expected:
             raise LearningLogError(
                 f"learning log: column {name} has {len(raw)} bytes, {expected} expected for {self.n} "
                 "interactions"
             )
         values = np.frombuffer(raw, dtype)
-        return values.reshape(self.n, width) if width else values
+        return values if width is None else values.reshape(self.n, width)
 
 
 _encoder = msgspec.msgpack.Encoder()

@@ -72,9 +72,14 @@ class Replica:
         return self._reader.lag(self._log_key)
 
     def catch_up(self, should_stop: Callable[[], bool]) -> bool:
-        """Read all three topics to where they end now; False when told to stop before that."""
+        """Read all three topics to where they end now; False when told to stop before that.
+
+        The end is the last stable offset: what stands behind a dead worker's open transaction comes once it
+        is aborted, and serving need not wait for that. Item state may lag; only user state must be complete.
+        """
         started, first = time.monotonic(), self.items.offset
-        ends = {key: end for key, (_, end) in watermarks(self._settings, self._reader.positions).items()}
+        found = watermarks(self._settings, self._reader.positions, isolation="read_committed")
+        ends = {key: end for key, (_, end) in found.items()}
         done = self._reader.read_to(ends, self._apply, should_stop=should_stop)
         log.info(
             "item state: %d items at learning-log offset %d, %d records in %.2f s; catalogue: %d items",

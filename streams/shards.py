@@ -21,7 +21,7 @@ from confluent_kafka import Consumer, TopicPartition
 
 from streams.clients import admin
 from streams.errors import DataLossError, TopicLayoutError
-from streams.reading import PartitionId, PartitionReader, watermarks, where
+from streams.reading import PartitionId, PartitionReader, partitions_of, watermarks, where
 from streams.records import Record
 from streams.settings import Settings
 from streams.transaction import fence
@@ -116,6 +116,7 @@ def start_offsets(
         TopicLayoutError: the state belongs to a topic that has been created anew, or has other partitions.
     """
     names = {settings.names[name]: name for name in INPUTS}
+    _check_count(settings, consumer, shards, partitions)
     ends = watermarks(settings, [(tp.topic, tp.partition) for tp in partitions])
     unknown = [tp for tp in partitions if names[tp.topic] not in shards[tp.partition].next_offsets]
     committed = {
@@ -140,6 +141,22 @@ def start_offsets(
         shard.next_offsets[name] = start
         starts.append(TopicPartition(tp.topic, tp.partition, start))
     return starts
+
+
+def _check_count(
+    settings: Settings, consumer: Consumer, shards: Shards, partitions: Sequence[TopicPartition]
+) -> None:
+    """Refuse partitions whose state was written when there were fewer or more: their users have moved."""
+    topic = settings.names["events"]
+    count = len(partitions_of(consumer, topic, settings.worker.rpc_timeout_s))
+    for shard in (shards[tp.partition] for tp in partitions):
+        if shard.written_for not in (None, count):
+            raise TopicLayoutError(
+                f"{topic} has {count} partitions, but the state of partition {shard.partition} was written"
+                f" when it had {shard.written_for}: the users' hashes now lead elsewhere. Partitions can't"
+                " be taken away again: stop the workers, create topics with the new count under a new"
+                " [topics] prefix, replay the events there, and start the workers on that prefix."
+            )
 
 
 def _count_lost(settings: Settings, shard: Shard, tp: TopicPartition, offset: int, low: int) -> None:

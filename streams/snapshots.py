@@ -111,9 +111,10 @@ def _topic_id(settings: Settings, topic: str) -> str:
     client = admin(settings)
     future = client.describe_topics(TopicCollection([topic]))[topic]
     try:
-        return str(future.result(settings.worker.rpc_timeout_s).topic_id)
+        topic_id = str(future.result(settings.worker.rpc_timeout_s).topic_id)
     except KafkaException as error:
         raise TopicLayoutError(
             f"{topic}: can't be described ({error.args[0].str()}). Create the topics: `freshet topics "
             "create`."
         ) from error
+    return topic_id.translate(str.maketrans("/+", "_-"))  # Base64, whose slash would make two folders of it

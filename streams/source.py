@@ -10,6 +10,7 @@ from typing import cast
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
 
 from streams.clients import consumer_config, make_consumer
+from streams.errors import SettingsError
 from streams.records import Record
 from streams.settings import Settings
 from streams.shards import INPUTS, Shards, start_offsets
@@ -128,6 +129,12 @@ class Source:
                 record = cast(Record, message)
                 good.append(record)
                 self._last_time_ms[record.partition()] = record.timestamp()[1]
+            elif error.code() == KafkaError.INVALID_SESSION_TIMEOUT:
+                raise SettingsError(
+                    "setting worker.session_timeout_s: the broker does not take"
+                    f" {self._settings.worker.session_timeout_s:g} s ({error.name()}). Choose one between its"
+                    " group.min.session.timeout.ms (6000 by default) and group.max.session.timeout.ms."
+                )
             elif error.fatal() or error.code() in _FATAL:
                 raise KafkaException(error)
             else:
@@ -179,6 +186,7 @@ _FATAL = frozenset(
         KafkaError._FATAL,
         KafkaError._AUTHENTICATION,
         KafkaError.FENCED_INSTANCE_ID,
+        KafkaError.INCONSISTENT_GROUP_PROTOCOL,
         KafkaError.UNKNOWN_TOPIC_OR_PART,
         KafkaError._UNKNOWN_TOPIC,
     }

@@ -183,8 +183,11 @@ class Transactions:
 
     def close(self) -> None:
         """Let go of the producer; anything still queued is dropped, for it belongs to no committed batch."""
-        self._producer.purge()
-        self._producer.flush(1.0)
+        try:
+            self._producer.purge()
+            self._producer.flush(1.0)
+        except KafkaException as error:  # what ended the last transaction, told once more
+            log.warning("producer of %s: %s", self.transactional_id, error.args[0].str())
 
 
 def fence(settings: Settings, transactional_id: str) -> None:

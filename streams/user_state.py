@@ -209,6 +209,8 @@ class Shard:
     stats: PartitionStats = field(default_factory=PartitionStats)
     owner_transactional_id: str | None = None
     owner_worker: str | None = None
+    written_for: int | None = None
+    """Partition count of `events` when the partition's record was last written; None before the first."""
     touched: dict[str, UserState] = field(default_factory=dict)
 
     def user(self, user_id: str, start: npt.NDArray[np.float32] | None) -> UserState:
@@ -283,6 +285,7 @@ class Shard:
         self.stats = record.stats
         self.owner_transactional_id = record.transactional_id
         self.owner_worker = record.worker
+        self.written_for = record.partitions
 
     def _restore_cold(self, user_id: str, value: bytes | None) -> None:
         if value is None:

@@ -28,7 +28,7 @@ from confluent_kafka import TopicPartition
 from online_models.item_state import warm_up
 from serving.pipeline import Pipeline
 from streams.answers import Answers
-from streams.clients import partition_for
+from streams.clients import partition_for, wait_for_broker
 from streams.errors import TransactionLostError
 from streams.intake import Batch, Intake
 from streams.learner import Learner
@@ -72,6 +72,7 @@ class Worker:
         Raises:
             FreshetError: something that an operator must mend; the message says what.
         """
+        wait_for_broker(self.settings, self.settings.worker.rpc_timeout_s)
         partitions = check_layout(self.settings)
         self.partitions = partitions["events"]
         warm_up(self.settings.models)
@@ -138,7 +139,7 @@ class Worker:
                 self.stats.swapped(swap)
         with clock.stage("wait"):
             messages = self.source.poll(self.settings.worker.max_batch, self.settings.worker.poll_s)  # 2
-        if messages or self.source.positions():
+        if messages or self.source.positions() or self._owes_dead_letters():
             self._handle(messages, clock)
         self.stats.report_if_due()
 
@@ -147,11 +148,13 @@ class Worker:
             batch = self.intake.admit(messages, self.source)  # 3
         interactions, lists, coalesced = self._learn_and_answer(batch, clock)  # 4
         with clock.stage("pack"):
-            offsets = self.source.positions()
+            offsets = self.source.positions() or self._own_place()
             records = [*lists, *self._state_records(batch, interactions, offsets)]
         with clock.stage("commit"):
             self.transactions.commit(records, self.source.consumer, offsets)  # 5
         self.source.committed(offsets)
+        if 0 in self.shards.owned:
+            self.replica.rejected_items.clear()
         self.stats.count(batch, len(lists), coalesced, self.answers.sent_ms)
         self.answers.sent_ms.clear()
 
@@ -195,15 +198,25 @@ class Worker:
         return records
 
     def _rejected_items(self, batch: Batch) -> list[OutputRecord]:
-        """Rejected `items` records: the owner of partition 0 writes each to the dead letters once."""
-        shard = batch.shards.get(0)
-        if shard is None:
+        """Rejected `items` records: the owner of partition 0 writes each to the dead letters once. They are
+        kept until the transaction is committed, for another session has to write them if it is lost."""
+        shard = self.shards.owned.get(0)
+        if shard is None or not self.replica.rejected_items:
             return []
+        batch.shards[0] = shard
         records = []
         for message, rejected in self.replica.rejected_items:
             key = f"items/{message.partition()}"
             if message.offset() >= shard.next_offsets.get(key, 0):
                 shard.next_offsets[key] = message.offset() + 1
                 records.append(self.intake.dead_item(message, rejected))
-        self.replica.rejected_items.clear()
         return records
+
+    def _owes_dead_letters(self) -> bool:
+        return bool(self.replica.rejected_items) and 0 in self.shards.owned
+
+    def _own_place(self) -> list[TopicPartition]:
+        """An offset to send where none has moved: only with one does the broker check that the group still
+        has us."""
+        shard = self.shards[0]
+        return [TopicPartition(self.settings.names["events"], 0, shard.next_offsets["events"])]

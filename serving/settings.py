@@ -31,4 +31,3 @@ class ServingSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     """A user who has seen h items gives the factors h / (h + this) of their weight: a young factor is
     noise."""
     ranker_weight: Weight = 0.3
-    ranker_timeout_ms: Annotated[float, Meta(gt=0)] = 1000.0

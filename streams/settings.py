@@ -45,8 +45,10 @@ _UNDERSCORED = {"ssl_key", "ssl_certificate", "ssl_ca"}
 """librdkafka's only names with underscores; all others use dots."""
 
 Positive = Annotated[int, Meta(ge=1)]
-Seconds = Annotated[float, Meta(ge=0)]
+Seconds = Annotated[float, Meta(ge=0, le=1e10)]
 Share = Annotated[float, Meta(ge=0, le=1)]
+Weight = Annotated[float, Meta(ge=-1e6, le=1e6)]
+"""What a learning record may hold: one beyond it would be written once and then stop every replica."""
 
 
 def default_state_dir() -> Path:
@@ -69,7 +71,7 @@ class TopicSettings(_Section, frozen=True, kw_only=True, forbid_unknown_fields=T
 
 
 class ValidationSettings(_Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    event_types: dict[str, float] = {}
+    event_types: dict[str, Weight] = {}
     """Added to, or changing the weights of, the built-in types."""
     max_bytes: Annotated[int, Meta(ge=1, le=16_777_216)] = 262_144
     """Largest value of one record, in bytes."""
@@ -131,7 +133,7 @@ class ScheduleSettings(_Section, frozen=True, kw_only=True, forbid_unknown_field
     """Train again once this many interactions have come since the last training began."""
     every_s: Seconds = 3600.0
     """Or once this much time has passed and anything new has come; 0 turns the clock off."""
-    niceness: Annotated[int, Meta(ge=0, le=19)] = 10
+    niceness: Annotated[int, Meta(ge=0, le=19)] = 19
     """Scheduling priority given up, so that training beside a worker does not slow it."""
 
 

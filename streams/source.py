@@ -14,6 +14,7 @@ from streams.errors import SettingsError
 from streams.records import Record
 from streams.settings import Settings
 from streams.shards import INPUTS, Shards, start_offsets
+from streams.topic_admin import check_layout
 
 __all__ = ["WORKER_GROUP", "Source"]
 
@@ -61,6 +62,7 @@ class Source:
         numbers = sorted({tp.partition for tp in partitions} - set(self._shards.owned))
         log.info("assigned %s", [f"{tp.topic}[{tp.partition}]" for tp in partitions])
         if numbers:
+            check_layout(self._settings)  # partitions may have been added since the start
             self._on_state("restoring")
             if not self._shards.restore(numbers, self._should_stop):
                 return

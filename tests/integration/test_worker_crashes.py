@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from online_models.item_state import ItemState
+from online_models.item_state import ItemState, ModelSettings
 from streams.clients import make_producer, producer_config
 from streams.settings import Settings
 from streams.user_state import Shard
@@ -59,17 +59,17 @@ def test_kill_9_many_times(fleet: Deployment) -> None:
     _kill_along(fleet, 10_000, kills=15, seed=13, worker_id="w1")
 
 
-def _snapshots(folder: Path) -> dict[int, ItemState]:
-    found = {}
-    for path in folder.rglob("items-*.safetensors"):
-        found[int(path.name.split("-")[1])] = ItemState.from_bytes(Settings().models, path.read_bytes())
-    return found
+def snapshots(folder: Path, whole: Callable[[Path], bool] = lambda path: True) -> dict[int, ItemState]:
+    """The item state of each snapshot under `folder`, by learning-log offset; of those that `whole` lets
+    pass."""
+    paths = filter(whole, folder.rglob("items-*.safetensors"))
+    return {int(p.name.split("-")[1]): ItemState.from_bytes(ModelSettings(), p.read_bytes()) for p in paths}
 
 
 def _check_replicas(fleet: Deployment, folders: list[Path]) -> None:
     """At every offset at which a replica took a snapshot, its state is what one replay of the log gives."""
     for folder in folders:
-        states = _snapshots(folder)
+        states = snapshots(folder)
         assert len(states) > 2
         digests = replayed_digests(fleet.settings, states)
         assert len(set(digests.values())) == len(digests)

@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import os
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args, get_origin
 
 import msgspec
 from msgspec import Meta
@@ -190,6 +190,16 @@ def _toml_value(text: str) -> Any:
         return text
 
 
+def _takes_text(path: Sequence[str]) -> bool:
+    """Whether the key's type is text: a topic prefix of `2024` is no number."""
+    kind: Any = Settings
+    for part in path:
+        if not (isinstance(kind, type) and issubclass(kind, msgspec.Struct)):
+            return False
+        kind = {field.name: field.type for field in msgspec.structs.fields(kind)}.get(part)
+    return (get_args(kind)[0] if get_origin(kind) is Annotated else kind) is str
+
+
 def _overrides(environ: Mapping[str, str]) -> dict[str, Any]:
     """`FRESHET_A__B=v` as nested tables; single-level names (FRESHET_HOME) belong to others."""
     tree: dict[str, Any] = {}
@@ -204,7 +214,13 @@ def _overrides(environ: Mapping[str, str]) -> dict[str, Any]:
         node = tree.setdefault(section, {})
         for part in rest[:-1]:
             node = node.setdefault(part, {})
-        node[rest[-1]] = _toml_value(text)
+            if not isinstance(node, dict):
+                above = name.rpartition("__")[0]
+                raise SettingsError(
+                    f"setting {'.'.join([section, *rest])}: {above} gives {part} a value already."
+                )
+        value = _toml_value(text)
+        node[rest[-1]] = text if _takes_text([section, *rest]) and not isinstance(value, str) else value
     return tree
 
 

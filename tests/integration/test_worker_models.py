@@ -1,0 +1,113 @@
+"""Item state over restarts, and rankers swapped while events flow: real workers, real files."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from itertools import groupby
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from serving.registry.manifest import MODEL_FILE
+from serving.registry.store import Published
+from streams.events import ModelRecord
+from streams.settings import Settings
+from tests.integration.auditor import assert_exactly_once, lists_of, replayed_digests
+from tests.integration.test_worker_crashes import snapshots
+from tests.integration.worker_process import Deployment, Input, Tail, deployment, stream_of
+from tests.test_serving.ranker_cases import republish
+
+
+@pytest.fixture
+def fleet(settings: Settings, freshet_env: dict[str, str], tmp_path: Path) -> Iterator[Deployment]:
+    with deployment(settings, freshet_env, tmp_path) as made:
+        yield made
+
+
+def test_a_restart_from_snapshot_and_tail_gives_the_same_state(fleet: Deployment) -> None:
+    common = {
+        "WORKER__MAX_BATCH": "50",
+        "WORKER__SNAPSHOT_INTERACTIONS": "100",
+        "WORKER__SNAPSHOTS_KEPT": "100",
+    }
+    fleet.produce("events", stream_of(500, seed=21))
+    fleet.worker(None, **common)
+    fleet.wait_handled()
+    fleet.workers[-1].stop()
+    folder = Path(fleet.settings.state.dir)
+    newest = max(folder.rglob("items-*.safetensors"))
+    newest.write_bytes(newest.read_bytes()[:-100])
+    older = set(snapshots(folder, whole=lambda path: path != newest))
+    assert older
+    fleet.produce("events", stream_of(300, seed=22, name="more"))
+    second = fleet.worker(None, **common)
+    fleet.wait_handled()
+    second.stop()
+    assert f"{newest.name}: its bytes do not have its digest (truncated or altered); not used" in second.log
+    start = f"at learning-log offset {max(older)}, 0 records"
+    assert "item state: " in second.log
+    assert start not in second.log, "the tail was not read"
+    states = snapshots(folder, whole=lambda path: path != newest)
+    assert max(states) > max(older)
+    assert {o: s.digest() for o, s in states.items()} == replayed_digests(fleet.settings, states)
+    assert len(assert_exactly_once(fleet.settings).rows) == 800
+
+
+def _announce(fleet: Deployment, published: Published) -> None:
+    record = ModelRecord(
+        model="ranker",
+        version=published.manifest.version,
+        status="live",
+        digest=published.digest,
+        uri=published.uri,
+        published_at=int(time.time() * 1000),
+    )
+    fleet.produce("models", [Input(b"ranker", msgspec.json.encode(record))])
+
+
+def test_swap_under_load(fleet: Deployment) -> None:
+    folder = Path(fleet.settings.registry.url)
+    _, good = republish(folder, "v1")
+    _, bad = republish(folder, "v2")
+    damaged = folder / "ranker" / "v2" / MODEL_FILE
+    damaged.write_bytes(damaged.read_bytes()[:-50])
+    small = {"WORKER__MAX_BATCH": "10"}
+    stream = stream_of(900, seed=23, items=150)
+    lists = fleet.tail("recommendations")
+    worker = fleet.worker(None, **small)
+    sent = _flow_until(fleet, stream, 0, lambda: len(lists.records) > 50, lists)
+    _announce(fleet, good)
+    sent = _flow_until(fleet, stream, sent, lambda: _newest_ranker(lists) == "v1", lists)
+    _announce(fleet, bad)
+    sent = _flow_until(fleet, stream, sent, lambda: "v2 refused" in worker.log, lists)
+    fleet.produce("events", stream[sent:])
+    fleet.produce("models", [Input(b"ranker", b"not a record")])
+    fleet.wait_handled()
+    worker.stop()
+    run = assert_exactly_once(fleet.settings)
+    assert len(run.rows) == 900
+    made = sorted(lists_of(run), key=lambda m: m.generated_at)
+    assert [ranker for ranker, _ in groupby(m.ranker for m in made)] == [None, "v1"]
+    assert not any(m.degraded for m in made)
+    assert "v2 refused" in worker.log
+    assert "not a models record" in worker.log
+
+
+def _newest_ranker(lists: Tail) -> str | None:
+    ranker: str | None = msgspec.json.decode(lists.records[-1].value() or b"")["ranker"]
+    return ranker
+
+
+def _flow_until(
+    fleet: Deployment, stream: list[Input], sent: int, reached: Callable[[], bool], lists: Tail
+) -> int:
+    """Send ten events after the other, each ten answered before the next, until `reached`; returns how many
+    are sent."""
+    while not reached():
+        assert sent < len(stream), f"not reached after {sent} events\n{fleet.logs()}"
+        fleet.produce("events", stream[sent : sent + 10])
+        sent += 10
+        fleet.wait_for(lists, sent)
+    return sent

@@ -74,7 +74,8 @@ def _watermark(settings: Settings, consumer: Consumer, key: PartitionId, deadlin
         if time.monotonic() > deadline:
             raise BrokerUnavailableError(
                 f"{settings.bootstrap_servers}: no watermarks of {key[0]}[{key[1]}] within "
-                f"{settings.worker.rpc_timeout_s} s: {reason}. Is the broker up, does the topic exist, and do the "
+                f"{settings.worker.rpc_timeout_s} s: {reason}. Is the broker up, does the topic "
+                f"exist, and do the "
                 "ACLs allow Describe on it?"
             )
         time.sleep(0.05)
@@ -108,7 +109,12 @@ class PartitionReader:
             KafkaException: a fatal error of the client.
         """
         records: list[Record] = []
-        for message in self._consumer.consume(limit, timeout_s):
+        found = self._consumer.consume(
+            1, timeout_s
+        )  # asked for more, it would wait out the time for the last
+        if found and limit > 1:
+            found += self._consumer.consume(limit - 1, 0)
+        for message in found:
             error = message.error()
             key = (message.topic() or "", message.partition() or 0)
             offset = message.offset() or 0
@@ -145,7 +151,7 @@ class PartitionReader:
             BrokerUnavailableError: no progress for `timeout_s` (default: `worker.rpc_timeout_s`).
         """
         patience_s = timeout_s or self._settings.worker.rpc_timeout_s
-        last = time.monotonic()
+        last, asked = time.monotonic(), 0.0
         while behind := {key for key, target in targets.items() if self.positions[key] < target}:
             if should_stop():
                 return False
@@ -163,7 +169,8 @@ class PartitionReader:
                     )
                     + ". Is the broker up? Does a producer keep a transaction open?"
                 )
-            elif stuck is not None and now - last > 0.3:
+            elif stuck is not None and now - last > 0.3 and now - asked > 1.0:
+                asked = now
                 stuck(behind)
         return True
 

@@ -55,6 +55,17 @@ _FENCED = frozenset(
 )
 
 
+def _cause(error: KafkaException | SystemError) -> KafkaError:
+    """librdkafka's own error. A fatal one that is raised while log lines wait for Python's logger comes out
+    of the
+    client as a SystemError, with the real one as its cause; any other SystemError is raised again."""
+    inner = error if isinstance(error, KafkaException) else error.__cause__
+    if not isinstance(inner, KafkaException):
+        raise error
+    cause: KafkaError = inner.args[0]
+    return cause
+
+
 class Transactions:
     """Commits micro-batches under one transactional id."""
 
@@ -103,16 +114,16 @@ class Transactions:
                 self._commit_transaction(records, consumer, offsets)
             else:
                 self._flush_then_commit(records, consumer, offsets)
-        except KafkaException as error:
-            cause: KafkaError = error.args[0]
+        except (KafkaException, SystemError) as error:
+            cause = _cause(error)
             if cause.code() in _FENCED:
                 raise WorkerFencedError(
-                    f"{self.transactional_id} was fenced ({cause.name()}): another worker runs under this "
-                    "id, or the "
-                    "group took this one for dead and gave its partitions away. Nothing of the open batch "
-                    "was "
-                    "committed. Give each worker an --id of its own, and start this one again if it was "
-                    "only asleep."
+                    f"{self.transactional_id} was fenced ({cause.name()}): another worker runs under "
+                    f"this id, or"
+                    " the group took this one for dead and gave its partitions away. Nothing of the "
+                    "open batch"
+                    " was committed. Give each worker an --id of its own, and start this one again if it was"
+                    " only asleep."
                 ) from error
             self._give_up(cause)
             raise TransactionLostError(
@@ -178,16 +189,16 @@ class Transactions:
             return
         try:
             self._producer.abort_transaction(self._timeout_s)
-        except KafkaException as error:
-            log.warning("abort of %s failed too: %s", self.transactional_id, error.args[0].str())
+        except (KafkaException, SystemError) as error:
+            log.warning("abort of %s failed too: %s", self.transactional_id, _cause(error).str())
 
     def close(self) -> None:
         """Let go of the producer; anything still queued is dropped, for it belongs to no committed batch."""
         try:
             self._producer.purge()
             self._producer.flush(1.0)
-        except KafkaException as error:  # what ended the last transaction, told once more
-            log.warning("producer of %s: %s", self.transactional_id, error.args[0].str())
+        except (KafkaException, SystemError) as error:  # what ended the last transaction, told once more
+            log.warning("producer of %s: %s", self.transactional_id, _cause(error).str())
 
 
 def fence(settings: Settings, transactional_id: str) -> None:

@@ -94,6 +94,8 @@ class PartitionReader:
         config = tail_consumer_config(settings, auto_offset_reset=reset)
         self._consumer = make_consumer({**config, "enable.partition.eof": True})
         self.positions: dict[PartitionId, int] = {key: max(0, start) for key, start in starts.items()}
+        for topic in {topic for topic, _ in starts}:  # else the first fetch waits 500 ms for the leaders
+            self._consumer.list_topics(topic, settings.worker.rpc_timeout_s)
         self._consumer.assign(
             [
                 TopicPartition(t, p, OFFSET_BEGINNING if start <= 0 else start)

@@ -111,6 +111,7 @@ def _read(settings: Settings, name: str) -> list[Record]:
             "isolation.level": "read_committed",
             "enable.auto.commit": False,
             "enable.partition.eof": True,
+            "fetch.wait.max.ms": 10,
         }
     )
     try:

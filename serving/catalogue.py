@@ -56,11 +56,16 @@ class Catalogue:
         return item_id in self._entries
 
     def put(self, item_id: str, entry: CatalogueEntry, now_ms: int) -> None:
+        before = self._entries.get(item_id)
         self._entries[item_id] = entry
         self._removed.discard(item_id)
         for moment in (entry.published_ms, entry.expires_ms):
-            if moment is not None and moment > now_ms:
+            known = before is not None and moment in (before.published_ms, before.expires_ms)
+            if moment is not None and moment > now_ms and not known:
                 heapq.heappush(self._due, (moment, item_id))
+        if len(self._due) > 4 * len(self._entries) + 1000:  # moments that were changed since
+            self._due = [due for due in self._due if due[0] in self._moments(due[1])]
+            heapq.heapify(self._due)
         self._refresh(item_id, now_ms)
 
     def remove(self, item_id: str, now_ms: int) -> None:
@@ -116,6 +121,10 @@ class Catalogue:
         """The item's title, or its id where it has none."""
         entry = self._entries.get(item_id)
         return (entry.title if entry and entry.title else item_id)[:MAX_TITLE_CHARS]
+
+    def _moments(self, item_id: str) -> tuple[int | None, int | None]:
+        entry = self._entries.get(item_id)
+        return (None, None) if entry is None else (entry.published_ms, entry.expires_ms)
 
     def _refresh(self, item_id: str, now_ms: int) -> None:
         row = self._items.row(item_id)

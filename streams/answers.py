@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import msgspec
 
@@ -20,6 +20,11 @@ from streams.user_state import Shard, UserState
 from streams.validation import AcceptedRequest
 
 __all__ = ["Answers"]
+
+MAX_LIST_BYTES = 900_000
+"""A list above this is cut: `recommendations` takes twice as much, uncompressed."""
+MAX_SCORED = 40_000
+"""Candidates scored in one call, padding included: one request may name 10,000 and widens the whole call."""
 
 
 class Answers:
@@ -85,7 +90,8 @@ class Answers:
         users = [self._user(accepted) for accepted in requests]
         queries = [self._request_query(r.request, user) for r, user in zip(requests, users, strict=True)]
         records = []
-        for accepted, user, ranked in zip(requests, users, self._pipeline.recommend(queries), strict=True):
+        lists = [ranked for part in _parts(queries) for ranked in self._pipeline.recommend(part)]
+        for accepted, user, ranked in zip(requests, users, lists, strict=True):
             shard = self._shards[accepted.partition]
             shard.stats.requests += 1
             if user is not None:
@@ -145,13 +151,39 @@ class Answers:
             degraded=ranked.degraded is not None,
             degraded_reason=ranked.degraded,
         )
+        value = self._bounded(recommendation)
         if user is not None:
-            user.last_list = [item.item_id for item in ranked.items[:JUDGED]]
+            user.last_list = [item.item_id for item in recommendation.items[:JUDGED]]
         shard.stats.recommendations += 1
-        shard.stats.degraded += ranked.degraded is not None
+        shard.stats.degraded += recommendation.degraded
         self.sent_ms.append(kafka_time_ms)
         key = user_id if user_id is not None else recommendation.request_id or ""
-        return OutputRecord(self._topic, key.encode(), self._encode(recommendation), headers=self._headers)
+        return OutputRecord(self._topic, key.encode(), value, headers=self._headers)
+
+    def _bounded(self, recommendation: Recommendation) -> bytes:
+        """The record's bytes; a list too large for the topic loses its tail and says so."""
+        value = self._encode(recommendation)
+        asked = len(recommendation.items)
+        while len(value) > MAX_LIST_BYTES and recommendation.items:
+            del recommendation.items[len(recommendation.items) * 3 // 4 :]
+            recommendation.degraded = True
+            recommendation.degraded_reason = f"{len(recommendation.items)} of {asked} items fit into a record"
+            value = self._encode(recommendation)
+        return value
+
+
+def _parts(queries: Sequence[Query]) -> Iterator[list[Query]]:
+    """Queries in parts that the pipeline works off in well under a second each."""
+    part: list[Query] = []
+    widest = 0
+    for query in queries:
+        widest = max(widest, query.count, len(query.candidates or ()))
+        if part and widest * (len(part) + 1) > MAX_SCORED:
+            yield part
+            part, widest = [], max(query.count, len(query.candidates or ()))
+        part.append(query)
+    if part:
+        yield part
 
 
 def _query(user: UserState, count: int) -> Query:

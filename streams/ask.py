@@ -44,7 +44,10 @@ def ask(
                 value = message.value()
                 if value is None:
                     continue
-                answer = msgspec.json.decode(value, type=Recommendation)
+                try:
+                    answer = msgspec.json.decode(value, type=Recommendation)
+                except (msgspec.DecodeError, msgspec.ValidationError):
+                    continue  # not a worker's record, so not our answer
                 if answer.request_id == request.request_id:
                     return answer
     finally:

@@ -12,7 +12,6 @@ from streams.lag import LagSummary, lag_of
 from streams.metrics import LatencyHistogram
 from streams.reading import PartitionId, PartitionReader
 from streams.settings import Settings
-from streams.source import WORKER_GROUP
 from streams.topic_admin import check_layout
 
 __all__ = ["Watch"]
@@ -72,7 +71,7 @@ class Watch:
         now = time.monotonic()
         if now - self._lag_at >= LAG_EVERY_S and self.total:
             self._lag_at = now
-            self.lag = lag_of(self._settings, WORKER_GROUP)
+            self.lag = lag_of(self._settings, self._settings.worker_group)
 
     def _take_stats(self, stats: WorkerStats) -> None:
         self.workers[stats.worker] = stats

@@ -15,7 +15,6 @@ from streams.clients import admin, wait_for_broker
 from streams.errors import FreshetError
 from streams.model_records import live_record, model_records, open_registry
 from streams.settings import Settings
-from streams.source import WORKER_GROUP
 from streams.topic_admin import check_layout
 
 __all__ = ["Finding", "diagnose"]
@@ -74,12 +73,12 @@ def _topics(settings: Settings) -> tuple[str, str]:
 
 
 def _group(settings: Settings) -> tuple[str, str]:
-    client = admin(settings)
-    group = client.describe_consumer_groups([WORKER_GROUP], request_timeout=10.0)[WORKER_GROUP].result()
+    client, name = admin(settings), settings.worker_group
+    group = client.describe_consumer_groups([name], request_timeout=10.0)[name].result()
     members = len(group.members)
     if not members:
-        return "note", f"{WORKER_GROUP} has no members: start `freshet worker`"
-    return "ok", f"{WORKER_GROUP}: {group.state.name.lower()}, {members} worker(s)"
+        return "note", f"{name} has no members: start `freshet worker`"
+    return "ok", f"{name}: {group.state.name.lower()}, {members} worker(s)"
 
 
 def _ranker(settings: Settings) -> tuple[str, str]:

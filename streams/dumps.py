@@ -3,11 +3,13 @@ dump`)."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from typing import Any
 
 import msgspec
 
+from streams.errors import BrokerUnavailableError
 from streams.learning_log import LogRecord, decode_record
 from streams.reading import PartitionId, PartitionReader, watermarks, where
 from streams.records import Record
@@ -62,9 +64,18 @@ def dump_log(settings: Settings) -> Iterator[dict[str, Any]]:
     topic = settings.names["interactions"]
     [(_, end)] = watermarks(settings, [(topic, 0)], isolation="read_committed").values()
     reader = PartitionReader(settings, {(topic, 0): 0})
+    last = time.monotonic()
     try:
         while reader.positions[topic, 0] < end:
-            for message in reader.poll(500, 0.1):
+            records = reader.poll(500, 0.1)
+            last = time.monotonic() if records else last
+            if time.monotonic() - last > settings.worker.rpc_timeout_s:
+                raise BrokerUnavailableError(
+                    f"{settings.bootstrap_servers}: nothing of {topic}[0] read for "
+                    f"{settings.worker.rpc_timeout_s} s at "
+                    f"offset {reader.positions[topic, 0]} of {end}. Is the broker up?"
+                )
+            for message in records:
                 yield from _rows(decode_record(message.value(), where(message)), message.offset(), users)
     finally:
         reader.close()

@@ -6,7 +6,8 @@ latest records are bad does the worker stop, for then a producer has broken.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from streams.dead_letters import dead_letter
@@ -60,9 +61,8 @@ class Batch:
 class Intake:
     """Turns consumed records into a `Batch`, counting every record in its partition's totals."""
 
-    def __init__(self, settings: Settings, validator: EventValidator, shards: Shards) -> None:
+    def __init__(self, settings: Settings, validator: EventValidator) -> None:
         self._validator = validator
-        self._shards = shards
         self._state = settings.user_state
         self._window_ms = settings.user_state.dedupe_window_s * 1000
         self._dlq = settings.names["events-dlq"]
@@ -71,8 +71,19 @@ class Intake:
             name: RejectGuard(limits.reject_window, limits.reject_limit, settings.names[name])
             for name in ("events", "requests")
         }
+        self._window = limits.reject_window
+        self._fresh = True
 
-    def admit(self, messages: Sequence[Record], source: Source) -> Batch:
+    def begin_with(self, shards: Iterable[Shard]) -> None:
+        """Let the guard go on where the partitions' last owners stood, if it has seen nothing itself yet."""
+        if not self._fresh:
+            return
+        self._fresh = False
+        shards = list(shards)
+        rejected = sum(shard.recent_rejected for shard in shards)
+        self._guards["events"].resume(sum(shard.recent_records for shard in shards), rejected)
+
+    def admit(self, messages: Sequence[Record], source: Source, shards: Shards) -> Batch:
         """Sort `messages` out.
 
         Raises:
@@ -80,7 +91,7 @@ class Intake:
         """
         batch = Batch()
         for message in messages:
-            shard = self._shards[message.partition()]
+            shard = shards[message.partition()]
             batch.shards[shard.partition] = shard
             if source.name(message.topic()) == "events":
                 self._event(message, shard, batch)
@@ -99,15 +110,17 @@ class Intake:
             shard.newest_ms,
         )
         if isinstance(found, Rejected):
-            if found.reason is Reason.LATE:
-                shard.stats.late += 1
-                self._guards["events"].add()
-            else:
-                shard.stats.rejected += 1
-                self._guards["events"].add(found)
             batch.dead.append(self._dead(message, found))
-            return
+            if found.reason is not Reason.LATE:
+                shard.stats.rejected += 1
+                shard.count_recent(True, self._window)
+                self._guards["events"].add(found)
+                return
+            shard.stats.late += 1
+        shard.count_recent(False, self._window)
         self._guards["events"].add()
+        if isinstance(found, Rejected):
+            return
         shard.stats.unknown_fields += found.unknown_fields
         shard.stats.misplaced += found.misplaced
         self._accept(found, shard, batch)
@@ -122,7 +135,7 @@ class Intake:
         user.admit(found.event_hash, found.time_ms, self._state.dedupe_entries)
         shard.touch(user)
         shard.stats.accepted += 1
-        shard.newest_ms = newest_after(shard.newest_ms, found)
+        shard.newest_ms = min(newest_after(shard.newest_ms, found), int(time.time() * 1000))
         batch.events.append(Admitted(found, user, shard, known is None))
 
     def _request(self, message: Record, shard: Shard, batch: Batch) -> None:

@@ -137,6 +137,10 @@ class _Columns:
             _ROW_BYTES + 8 * factor_width + 4 * (recent_width + negatives_width) + 3 * len(row.event_id)
         )
 
+    def is_full(self) -> bool:
+        """As large as a record may be, or with as many event types or topics as one byte can tell apart."""
+        return self.bytes >= MAX_RECORD_BYTES or max(len(self.types), len(self.topics)) >= 255
+
     def encode(self, settings_digest: str) -> bytes:
         rows = self.rows
         index = np.array(self.index, np.int32)
@@ -172,7 +176,7 @@ def pack(rows: Sequence[Interaction], widths: tuple[int, int, int], settings_dig
     columns = _Columns(widths)
     for row in rows:
         columns.add(row)
-        if columns.bytes >= MAX_RECORD_BYTES:
+        if columns.is_full():
             yield columns.encode(settings_digest)
             columns = _Columns(widths)
     if columns.rows:

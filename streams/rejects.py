@@ -100,6 +100,15 @@ class RejectGuard:
         """Rejected records in the window."""
         return self._rejected
 
+    def resume(self, records: int, rejected: int) -> None:
+        """Begin with what is known of `records` earlier records, `rejected` of them rejected, good ones
+        first."""
+        earlier = Rejected(Reason.INVALID_JSON, "rejected before the restart", -1, -1, 0)
+        records = min(records, self._window)
+        rejected = min(rejected, records)
+        self._records.extend([None] * (records - rejected) + [earlier] * rejected)
+        self._rejected += rejected
+
     def add(self, rejected: Rejected | None = None) -> None:
         """Count one record: `None` for a good one.
 

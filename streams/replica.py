@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 import time
-from collections import deque
 from collections.abc import Callable
 
 import msgspec
@@ -31,9 +30,6 @@ __all__ = ["Replica"]
 
 log = logging.getLogger("freshet.replica")
 
-REJECTED_ITEMS_KEPT = 10_000
-"""Rejected `items` records waiting until this worker owns partition 0, whose owner writes them to the dead
-letters."""
 DRAIN_RECORDS = 500
 """Log records applied at most between two micro-batches, so that a backlog does not starve the events."""
 
@@ -52,7 +48,7 @@ class Replica:
         self.catalogue = Catalogue(self.items.items)
         registry = open_registry(settings)
         self.slot = RankerSlot(registry, settings.ranker)
-        self.rejected_items: deque[tuple[Record, Rejected]] = deque(maxlen=REJECTED_ITEMS_KEPT)
+        self.snapshots_failed = 0
         self._since_snapshot = 0
         self._model_decoder = msgspec.json.Decoder(ModelRecord)
         starts: dict[PartitionId, int] = {}
@@ -98,8 +94,18 @@ class Replica:
         self.items.offset = max(self.items.offset, self._reader.positions[self._log_key])
         if self._since_snapshot >= self._settings.worker.snapshot_interactions:
             self._since_snapshot = 0
-            self.snapshots.save(self.items)
+            self._snapshot()
         return self.slot.swap_if_ready()
+
+    def _snapshot(self) -> None:
+        """A snapshot that fails costs time at the next start, so it is told and serving goes on."""
+        try:
+            self.snapshots.save(self.items)
+        except Exception as error:  # noqa: BLE001  # a store's client may raise anything
+            self.snapshots_failed += 1
+            log.error(
+                "snapshot at offset %d failed: %r. Look at %s.", self.offset, error, self.snapshots.place
+            )
 
     def close(self) -> None:
         self._reader.close()
@@ -128,8 +134,8 @@ class Replica:
             message.value(), message.key(), message.partition(), message.offset(), message.timestamp()[1]
         )
         if isinstance(found, Rejected):
-            self.rejected_items.append((message, found))
-        elif isinstance(found, AcceptedItem):
+            return  # `streams.item_rejects` writes it to the dead letters
+        if isinstance(found, AcceptedItem):
             item = found.item
             entry = CatalogueEntry(
                 title=item.title,
@@ -152,5 +158,6 @@ class Replica:
         except (msgspec.DecodeError, msgspec.ValidationError) as error:
             log.error("%s: not a models record (%s); the ranker in service stays", where(message), error)
             return
-        if record.status == "live" and record.digest is not None:
+        mine = record.model == self._settings.registry.model_name
+        if mine and record.status == "live" and record.digest is not None:
             self.slot.request(record.version, record.digest, record.uri)

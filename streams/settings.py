@@ -93,14 +93,14 @@ class ValidationSettings(_Section, frozen=True, kw_only=True, forbid_unknown_fie
 
 class UserStateSettings(_Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
     recent: Annotated[int, Meta(ge=1, le=1000)] = 50
-    seen: Annotated[int, Meta(ge=1, le=100_000)] = 2000
+    seen: Annotated[int, Meta(ge=1, le=4000)] = 2000
     dedupe_entries: Annotated[int, Meta(ge=1, le=10_000)] = 256
     dedupe_window_s: Seconds = 86_400.0
 
 
 class WorkerSettings(_Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
     delivery: Annotated[str, Meta(pattern="^(exactly_once|at_least_once)$")] = "exactly_once"
-    max_batch: Positive = 500
+    max_batch: Annotated[int, Meta(ge=1, le=100_000)] = 500
     """Records in one transaction at most, when behind."""
     poll_s: Annotated[float, Meta(gt=0, le=1)] = 0.005
     """Longest wait for a first record before the learning log and the models topic are looked at again."""
@@ -122,7 +122,7 @@ class TriggerSettings(_Section, frozen=True, kw_only=True, forbid_unknown_fields
     """Every record of `requests` is answered."""
     count: Annotated[int, Meta(ge=1, le=1000)] = 10
     """Items in a list, unless a request says otherwise."""
-    coalesce_lag: Annotated[int, Meta(ge=0)] = 10_000
+    coalesce_lag: Annotated[int, Meta(ge=0)] = 20_000
     """Only while more records than this wait may several events of one user share one list; 0 never."""
 
 
@@ -173,6 +173,15 @@ class Settings(_Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
     @property
     def names(self) -> TopicNames:
         return TopicNames(self.topics.prefix)
+
+    @property
+    def worker_group(self) -> str:
+        """The workers' consumer group: `freshet-workers`, behind the topics' prefix where there is one."""
+        return f"{self.topics.prefix}freshet-workers"
+
+    @property
+    def monitor_group(self) -> str:
+        return f"{self.topics.prefix}freshet-monitor"
 
     @property
     def bootstrap_servers(self) -> str:
@@ -280,7 +289,7 @@ def load_settings(
 def _explain(message: str, file: Path | None) -> str:
     """msgspec's `… - at `$.worker.max_batch`` as a sentence that names the key and where it can stand."""
     what, _, where = message.partition(" - at `$")
-    key = where.rstrip("`").lstrip(".").replace(".[...]", "") or "(top level)"
+    key = where.rstrip("`").lstrip(".").replace("[...]", "").rstrip(".") or "(top level)"
     env = "FRESHET_" + key.upper().replace(".", "__")
     source = f"{file} or " if file else ""
     remedy = f"Correct it in {source}the environment ({env}); freshet.example.toml lists all keys."

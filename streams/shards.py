@@ -24,6 +24,7 @@ from streams.errors import DataLossError, TopicLayoutError
 from streams.reading import PartitionId, PartitionReader, partitions_of, watermarks, where
 from streams.records import Record
 from streams.settings import Settings
+from streams.topic_admin import topic_ids
 from streams.transaction import fence
 from streams.user_state import Shard
 
@@ -73,7 +74,11 @@ class Shards:
                 self._fence_owner(shards[partition])
 
         try:
-            if not reader.read_to(targets, apply, stuck=stuck, should_stop=should_stop):  # 2
+            timeouts = self._settings.worker
+            patience_s = max(timeouts.rpc_timeout_s, timeouts.transaction_timeout_s + 5.0)
+            if not reader.read_to(
+                targets, apply, stuck=stuck, should_stop=should_stop, timeout_s=patience_s
+            ):  # 2
                 return False
         finally:
             reader.close()
@@ -117,6 +122,7 @@ def start_offsets(
     """
     names = {settings.names[name]: name for name in INPUTS}
     _check_count(settings, consumer, shards, partitions)
+    ids = topic_ids(settings, list(names))
     ends = watermarks(settings, [(tp.topic, tp.partition) for tp in partitions])
     unknown = [tp for tp in partitions if names[tp.topic] not in shards[tp.partition].next_offsets]
     committed = {
@@ -128,13 +134,15 @@ def start_offsets(
         shard, name = shards[tp.partition], names[tp.topic]
         low, high = ends[tp.topic, tp.partition]
         offset = shard.next_offsets.get(name, committed.get((tp.topic, tp.partition), -1))
-        if offset > high:
+        if offset > high or shard.topic_ids.get(name, ids[tp.topic]) != ids[tp.topic]:
             raise TopicLayoutError(
-                f"{tp.topic}[{tp.partition}]: the state stands at offset {offset}, but the topic ends at "
-                f"{high}: it was "
-                "created anew under its state. Use a new topic prefix, or delete user-state and "
+                f"{tp.topic}[{tp.partition}]: the state stands at offset {offset} of a topic that was "
+                "deleted and "
+                f"created anew since (it ends at {high} now). Use a new topic prefix, or delete user-state "
+                "and "
                 "interactions with it."
             )
+        shard.topic_ids[name] = ids[tp.topic]
         if 0 <= offset < low:
             _count_lost(settings, shard, tp, offset, low)
         start = max(offset, low)

@@ -16,15 +16,14 @@ import time
 import uuid
 
 import fsspec
-from confluent_kafka import KafkaException, TopicCollection
 from safetensors import SafetensorError
 
 from online_models.errors import SnapshotMismatchError
 from online_models.item_state import ItemState
-from streams.clients import admin
-from streams.errors import DataLossError, TopicLayoutError
+from streams.errors import DataLossError
 from streams.reading import watermarks
 from streams.settings import Settings
+from streams.topic_admin import topic_ids
 
 __all__ = ["SnapshotStore"]
 
@@ -41,7 +40,12 @@ class SnapshotStore:
         self._topic = settings.names["interactions"]
         url = settings.state.url().rstrip("/")
         self._fs, path = fsspec.core.url_to_fs(url)
-        self._dir = f"{path}/{_topic_id(settings, self._topic)}"
+        self._dir = f"{path}/{topic_ids(settings, [self._topic])[self._topic]}"
+
+    @property
+    def place(self) -> str:
+        """The folder, as it stands in messages."""
+        return str(self._dir)
 
     def names(self) -> list[str]:
         """File names of whole snapshots, newest first."""
@@ -60,8 +64,12 @@ class SnapshotStore:
         if not self._fs.exists(target):
             self._fs.makedirs(self._dir, exist_ok=True)
             beside = f"{self._dir}/.{name}.{uuid.uuid4().hex}"
-            self._fs.pipe_file(beside, data)
-            self._fs.mv(beside, target)
+            try:
+                self._fs.pipe_file(beside, data)
+                self._fs.mv(beside, target)
+            finally:
+                if self._fs.exists(beside):
+                    self._fs.rm_file(beside)
         for old in self.names()[self._settings.worker.snapshots_kept :]:
             try:
                 self._fs.rm_file(f"{self._dir}/{old}")
@@ -84,7 +92,10 @@ class SnapshotStore:
             if not low <= offset <= end:
                 log.warning("snapshot %s: the log holds offsets %d to %d; not used", name, low, end)
                 continue
-            data = self._fs.cat_file(f"{self._dir}/{name}")
+            try:
+                data = self._fs.cat_file(f"{self._dir}/{name}")
+            except FileNotFoundError:
+                continue  # another worker on this store has just replaced it by a newer one
             if hashlib.sha256(data).hexdigest()[:16] not in name:
                 log.error(
                     "snapshot %s: its bytes do not have its digest (truncated or altered); not used", name
@@ -104,17 +115,3 @@ class SnapshotStore:
                 f"another worker into {self._dir}, or start on a new topic prefix."
             )
         return ItemState(self._settings.models)
-
-
-def _topic_id(settings: Settings, topic: str) -> str:
-    """The id that Kafka gave this very topic; one re-created under the same name has another."""
-    client = admin(settings)
-    future = client.describe_topics(TopicCollection([topic]))[topic]
-    try:
-        topic_id = str(future.result(settings.worker.rpc_timeout_s).topic_id)
-    except KafkaException as error:
-        raise TopicLayoutError(
-            f"{topic}: can't be described ({error.args[0].str()}). Create the topics: `freshet topics "
-            "create`."
-        ) from error
-    return topic_id.translate(str.maketrans("/+", "_-"))  # Base64, whose slash would make two folders of it

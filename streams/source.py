@@ -10,26 +10,26 @@ from typing import cast
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
 
 from streams.clients import consumer_config, make_consumer
-from streams.errors import SettingsError
+from streams.errors import SettingsError, TransactionLostError
 from streams.records import Record
 from streams.settings import Settings
 from streams.shards import INPUTS, Shards, start_offsets
 from streams.topic_admin import check_layout
 
-__all__ = ["WORKER_GROUP", "Source"]
+__all__ = ["Source"]
 
 log = logging.getLogger("freshet.source")
 
-WORKER_GROUP = "freshet-workers"
+Callback = Callable[[Consumer, list[TopicPartition]], None]
 
 
 class Source:
-    """Consumes for the group `freshet-workers`, with the shards following each rebalance.
+    """Consumes for the workers' group, with the shards following each rebalance.
 
     All runs on the worker's one thread: rebalance callbacks are called inside `poll`, when no batch is in
     flight, so a revoked partition has nothing half done. `generation` counts assignments and revocations. An
-    exception in a callback comes out of `poll` and ends the worker: swallowed, it would leave partitions
-    without an owner.
+    exception in a callback is kept and comes out of `poll`: swallowed, it would leave partitions without an
+    owner, and through librdkafka it would not come out whole.
     """
 
     def __init__(
@@ -46,16 +46,40 @@ class Source:
         self._shards = shards
         self._should_stop = should_stop
         self._on_state = on_state
-        config = consumer_config(settings, group=WORKER_GROUP, instance_id=worker_id if static else None)
+        config = consumer_config(
+            settings, group=settings.worker_group, instance_id=worker_id if static else None
+        )
         self.consumer: Consumer = make_consumer({**config, "client.id": worker_id})
         self._incremental = settings.kafka.get("group.protocol") == "consumer"
         self._names = {settings.names[name]: name for name in INPUTS}
-        self._last_time_ms: dict[int, int] = {}
+        self._last_time_ms: dict[tuple[str, int], int] = {}
+        self._callback_error: Exception | None = None
         self._committed: dict[tuple[str, int], int] = {}
         self.generation = 0
         self.consumer.subscribe(
-            list(self._names), on_assign=self._assigned, on_revoke=self._revoked, on_lost=self._lost
+            list(self._names),
+            on_assign=self._kept(self._assigned),
+            on_revoke=self._kept(self._revoked),
+            on_lost=self._kept(self._lost),
         )
+
+    def _kept(self, callback: Callback) -> Callback:
+        """`callback`, with what it raises kept for `poll` and no partition taken."""
+
+        def call(consumer: Consumer, partitions: list[TopicPartition]) -> None:
+            try:
+                callback(consumer, partitions)
+            except Exception as error:  # noqa: BLE001  # `poll` raises it again, on this side of librdkafka
+                self._callback_error = self._callback_error or error
+                self._take_nothing(consumer)
+
+        return call
+
+    def _take_nothing(self, consumer: Consumer) -> None:
+        if self._incremental:
+            consumer.incremental_assign([])
+        else:
+            consumer.assign([])
 
     def _assigned(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         self.generation += 1
@@ -65,6 +89,7 @@ class Source:
             check_layout(self._settings)  # partitions may have been added since the start
             self._on_state("restoring")
             if not self._shards.restore(numbers, self._should_stop):
+                self._take_nothing(consumer)
                 return
         starts = start_offsets(self._settings, consumer, self._shards, partitions)
         self._committed.update({(tp.topic, tp.partition): -1 for tp in partitions})
@@ -104,15 +129,28 @@ class Source:
         batch = self._good(self.consumer.consume(1, wait_s))
         if batch and limit > 1:
             batch += self._good(self.consumer.consume(limit - 1, 0))
+        if self._callback_error is not None:
+            self._raise_callback_error()
         if generation == self.generation:
             return batch
         self._rewind()
         return []
 
+    def _raise_callback_error(self) -> None:
+        """What a rebalance callback raised; Kafka's passing errors as a lost session, which is begun anew."""
+        error, self._callback_error = self._callback_error, None
+        if isinstance(error, KafkaException) and not error.args[0].fatal():
+            cause: KafkaError = error.args[0]
+            raise TransactionLostError(
+                f"taking partitions over failed: {cause.str()} ({cause.name()}); it is tried again"
+            ) from error
+        if error is not None:
+            raise error
+
     def _rewind(self) -> None:
         """A rebalance came between the records of one batch: which of them are still ours can't be told, so
         none is taken, and all partitions are read on from where their state stands."""
-        assigned = self.consumer.assignment()
+        assigned = [tp for tp in self.consumer.assignment() if tp.partition in self._shards.owned]
         for tp in assigned:
             tp.offset = self._shards[tp.partition].next_offsets[self._names[tp.topic]]
         if not assigned:
@@ -130,7 +168,7 @@ class Source:
             if error is None:
                 record = cast(Record, message)
                 good.append(record)
-                self._last_time_ms[record.partition()] = record.timestamp()[1]
+                self._last_time_ms[record.topic(), record.partition()] = record.timestamp()[1]
             elif error.code() == KafkaError.INVALID_SESSION_TIMEOUT:
                 raise SettingsError(
                     "setting worker.session_timeout_s: the broker does not take"
@@ -170,7 +208,7 @@ class Source:
             _, high = self.consumer.get_watermark_offsets(tp, cached=True)
             waiting = max(0, high - tp.offset) if tp.offset >= 0 else max(0, high)
             total += waiting
-            seen_ms = self._last_time_ms.get(tp.partition)
+            seen_ms = self._last_time_ms.get((tp.topic, tp.partition))
             if waiting and seen_ms is not None:
                 oldest_ms = seen_ms if oldest_ms is None else min(oldest_ms, seen_ms)
         return total, 0.0 if oldest_ms is None else max(0.0, (now_ms - oldest_ms) / 1000)

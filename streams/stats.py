@@ -71,7 +71,7 @@ class StatsReporter:
     def count(self, batch: Batch, lists: int, coalesced: int, sent_ms: list[int]) -> None:
         """Count a committed batch; its latencies end here, where its lists have become readable."""
         transactions = self._worker.transactions
-        self.committed += 1
+        self.committed += bool(batch.records or batch.requests)  # progress: not merely a place in the log
         self._events += batch.records
         self._lists += lists
         self._coalesced += coalesced
@@ -136,4 +136,4 @@ class StatsReporter:
     def close(self) -> None:
         """Report `stopping` and wait until the report is out."""
         self.state("stopping")
-        self._producer.flush(5.0)
+        self._producer.flush(2.0)

@@ -21,7 +21,7 @@ from streams.errors import BrokerUnavailableError, TopicLayoutError
 from streams.settings import Settings
 from streams.topics import CO_PARTITIONED, TOPICS
 
-__all__ = ["TopicReport", "check_layout", "create_topics", "describe_topics"]
+__all__ = ["TopicReport", "check_layout", "create_topics", "describe_topics", "topic_ids"]
 
 TIMEOUT_S = 30.0
 _PASSING = {
@@ -256,3 +256,26 @@ def check_layout(settings: Settings) -> dict[str, int]:
             " topic and create it again before first use."
         )
     return counts
+
+
+def topic_ids(settings: Settings, names: list[str]) -> dict[str, str]:
+    """The id that Kafka gave each of these very topics (full names); one re-created under a name has another.
+
+    Ids are base64, in which `/` may stand: here it is `_`, as in URL-safe base64, so that an id can name a
+    folder.
+
+    Raises:
+        TopicLayoutError: a topic is not there.
+    """
+    client = admin(settings)
+    futures = client.describe_topics(TopicCollection(names), request_timeout=TIMEOUT_S)
+    ids = {}
+    for name, future in futures.items():
+        try:
+            ids[name] = str(future.result().topic_id).replace("/", "_").replace("+", "-")
+        except KafkaException as error:
+            raise TopicLayoutError(
+                f"{name}: can't be described ({error.args[0].str()}). Create the topics: `freshet topics "
+                "create`."
+            ) from error
+    return ids

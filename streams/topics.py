@@ -41,12 +41,14 @@ def _compact(**extra: str) -> dict[str, str]:
     }
 
 
+_NO_FUTURE = {"message.timestamp.after.max.ms": "3600000"}
+"""Kafka 4's default, said aloud: a record stamped in the future would make all that come after it late."""
 _TWICE = {"max.message.bytes": str(2 * EVENT_MAX_BYTES)}
 
 TOPICS: dict[str, TopicSpec] = {
     spec.name: spec
     for spec in (
-        TopicSpec("events", "user_id", True, _delete(7), "your producers", "what users did"),
+        TopicSpec("events", "user_id", True, _delete(7, **_NO_FUTURE), "your producers", "what users did"),
         TopicSpec(
             "items", "item_id", True, _compact(), "your producers", "catalogue; a tombstone removes the item"
         ),
@@ -58,7 +60,7 @@ TOPICS: dict[str, TopicSpec] = {
             "recommendations",
             "user_id, else request_id",
             True,
-            {**_compact(), "cleanup.policy": "compact,delete", "retention.ms": str(7 * DAY_MS)},
+            {**_compact(**_TWICE), "cleanup.policy": "compact,delete", "retention.ms": str(7 * DAY_MS)},
             "worker",
             "the answer, ranked and explained",
         ),

@@ -19,15 +19,16 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
+from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
 
 from streams.clients import make_producer, producer_config
 from streams.errors import FreshetError, TransactionLostError, WorkerFencedError
 from streams.settings import Settings
+from streams.stopping import Stop
 
 __all__ = ["OutputRecord", "Transactions", "fence"]
 
@@ -55,10 +56,16 @@ _FENCED = frozenset(
 )
 
 
+_NEVER_TAKEN = frozenset(
+    {KafkaError.MSG_SIZE_TOO_LARGE, KafkaError.RECORD_LIST_TOO_LARGE, KafkaError.INVALID_RECORD}
+)
+"""What a broker says of a record that it will refuse however often it is sent."""
+
+
 def _cause(error: KafkaException | SystemError) -> KafkaError:
     """librdkafka's own error. A fatal one that is raised while log lines wait for Python's logger comes out
-    of the
-    client as a SystemError, with the real one as its cause; any other SystemError is raised again."""
+    of the client as a SystemError, with the real one as its cause; any other SystemError is raised
+    again."""
     inner = error if isinstance(error, KafkaException) else error.__cause__
     if not isinstance(inner, KafkaException):
         raise error
@@ -69,35 +76,18 @@ def _cause(error: KafkaException | SystemError) -> KafkaError:
 class Transactions:
     """Commits micro-batches under one transactional id."""
 
-    def __init__(self, settings: Settings, transactional_id: str) -> None:
+    def __init__(self, settings: Settings, transactional_id: str, stop: Stop | None = None) -> None:
         self.transactional_id = transactional_id
         self.exactly_once = settings.worker.delivery == "exactly_once"
         self._timeout_s = settings.worker.rpc_timeout_s
+        self._stop = stop or Stop()
         config = producer_config(settings, transactional_id=transactional_id if self.exactly_once else None)
         self._producer = make_producer(config)
-        self._failed: KafkaError | None = None
+        self._failed: tuple[KafkaError, str] | None = None
         self.committed = 0
         self.commit_s = 0.0
         if self.exactly_once:
-            self._initialise()
-
-    def _initialise(self) -> None:
-        """Fence a predecessor of the same id and abort what it left open; retried while the coordinator
-        loads."""
-        deadline = time.monotonic() + self._timeout_s
-        while True:
-            try:
-                self._producer.init_transactions(self._timeout_s)
-                return
-            except KafkaException as error:
-                cause = error.args[0]
-                if not cause.retriable() or time.monotonic() > deadline:
-                    raise FreshetError(
-                        f"transactional id {self.transactional_id}: {cause.str()} ({cause.name()}). Check "
-                        "that the broker "
-                        "answers and that the ACLs allow Write on this transactional id."
-                    ) from error
-                time.sleep(0.1)
+            _initialise(self._producer, transactional_id, self._timeout_s, self._stop)
 
     def commit(
         self, records: Iterable[OutputRecord], consumer: Consumer, offsets: list[TopicPartition]
@@ -115,23 +105,29 @@ class Transactions:
             else:
                 self._flush_then_commit(records, consumer, offsets)
         except (KafkaException, SystemError) as error:
-            cause = _cause(error)
-            if cause.code() in _FENCED:
-                raise WorkerFencedError(
-                    f"{self.transactional_id} was fenced ({cause.name()}): another worker runs under "
-                    f"this id, or"
-                    " the group took this one for dead and gave its partitions away. Nothing of the "
-                    "open batch"
-                    " was committed. Give each worker an --id of its own, and start this one again if it was"
-                    " only asleep."
-                ) from error
-            self._give_up(cause)
-            raise TransactionLostError(
-                f"transaction of {self.transactional_id} failed: {cause.str()} ({cause.name()}); "
-                "state is restored from the log"
-            ) from error
+            raise self._failure(_cause(error)) from error
         self.committed += 1
         self.commit_s += time.perf_counter() - started
+
+    def _failure(self, cause: KafkaError) -> FreshetError:
+        """The error to raise for `cause`, after the transaction was aborted where that is allowed."""
+        failed, self._failed = self._failed, None
+        if cause.code() in _FENCED:
+            return WorkerFencedError(
+                f"{self.transactional_id} was fenced ({cause.name()}): another worker runs under this id, or"
+                " the group took this one for dead and gave its partitions away. Nothing of the open batch"
+                " was committed. Give each worker an --id of its own."
+            )
+        self._give_up(cause)
+        if failed is not None and failed[0].code() in _NEVER_TAKEN:
+            return FreshetError(
+                f"{failed[1]}: {failed[0].str()} ({failed[0].name()}). The broker will never take this record,"
+                " so the batch can't be committed: raise max.message.bytes of that topic, then start again."
+            )
+        return TransactionLostError(
+            f"transaction of {self.transactional_id} failed: {cause.str()} ({cause.name()}); "
+            "state is restored from the log"
+        )
 
     def _commit_transaction(
         self, records: Iterable[OutputRecord], consumer: Consumer, offsets: list[TopicPartition]
@@ -139,11 +135,13 @@ class Transactions:
         producer = self._producer
         producer.begin_transaction()  # 2
         self._produce(records)  # 3
-        producer.send_offsets_to_transaction(
-            offsets, consumer.consumer_group_metadata(), self._timeout_s
-        )  # 4
-        producer.commit_transaction(self._timeout_s)  # 5
+        group = consumer.consumer_group_metadata()
+        self._patiently(lambda slice_s: producer.send_offsets_to_transaction(offsets, group, slice_s))  # 4
+        self._patiently(producer.commit_transaction)  # 5
         self._check_deliveries()
+
+    def _patiently(self, call: Callable[[float], object]) -> None:
+        self._stop.patiently(call, self._timeout_s)
 
     def _flush_then_commit(
         self, records: Iterable[OutputRecord], consumer: Consumer, offsets: list[TopicPartition]
@@ -171,24 +169,28 @@ class Transactions:
                     break
                 except BufferError:
                     self._producer.poll(0.01)
+                except KafkaException as error:
+                    size = len(record.value or b"")
+                    self._failed = (error.args[0], f"{record.topic}: a record of {size} bytes")
+                    raise
         self._producer.poll(0)
 
     def _delivered(self, error: KafkaError | None, message: Message) -> None:
         if error is not None and self._failed is None:
-            self._failed = error
-            log.error("%s[%s]: not delivered: %s", message.topic(), message.partition(), error.str())
+            place = f"{message.topic()}[{message.partition()}]"
+            self._failed = (error, f"{place}: a record of {len(message.value() or b'')} bytes")
+            log.error("%s: not delivered: %s", place, error.str())
 
     def _check_deliveries(self) -> None:
         if self._failed is not None:
-            failed, self._failed = self._failed, None
-            raise KafkaException(failed)
+            raise KafkaException(self._failed[0])
 
     def _give_up(self, cause: KafkaError) -> None:
         """Abort where the protocol allows it, so that readers are not held back until the timeout."""
-        if not self.exactly_once or cause.fatal():
-            return
+        if not self.exactly_once or cause.fatal() or self._stop.expired():
+            return  # whoever comes next under this id aborts it with its first call
         try:
-            self._producer.abort_transaction(self._timeout_s)
+            self._patiently(self._producer.abort_transaction)
         except (KafkaException, SystemError) as error:
             log.warning("abort of %s failed too: %s", self.transactional_id, _cause(error).str())
 
@@ -209,4 +211,20 @@ def fence(settings: Settings, transactional_id: str) -> None:
     """
     log.warning("fencing transactional id %s, which left a transaction open", transactional_id)
     producer = make_producer(producer_config(settings, transactional_id=transactional_id))
-    producer.init_transactions(settings.worker.rpc_timeout_s)
+    _initialise(producer, transactional_id, settings.worker.rpc_timeout_s, Stop())
+
+
+def _initialise(producer: Producer, transactional_id: str, timeout_s: float, stop: Stop) -> None:
+    """Fence a predecessor of the same id and abort what it left open; retried while the coordinator loads.
+
+    Raises:
+        FreshetError: it did not work within `timeout_s`, or is not allowed.
+    """
+    try:
+        stop.patiently(producer.init_transactions, timeout_s)
+    except KafkaException as error:
+        cause: KafkaError = error.args[0]
+        raise FreshetError(
+            f"transactional id {transactional_id}: {cause.str()} ({cause.name()}). Check that the broker "
+            "answers and that the ACLs allow Write on this transactional id."
+        ) from error

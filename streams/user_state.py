@@ -150,6 +150,14 @@ class PartitionRecord(msgspec.Struct, kw_only=True):
     transactional_id: str
     worker: str
     epoch: int
+    recent_records: int = 0
+    recent_rejected: int = 0
+    """How many of the partition's latest records were rejected: a restart goes on counting here, so that a
+    broken producer is not given a new window by it. Both are halved when the window is full."""
+    item_offsets: dict[str, int] = {}
+    """In partition 0's record, by partition of `items`: up to where rejected records are dead letters."""
+    topic_ids: dict[str, str] = {}
+    """By topic (without prefix): the id of the topic that the offsets belong to."""
     newest_ms: int
     """Newest event time, as far as Kafka's own timestamps bear it out; lateness is judged against it."""
     stats: PartitionStats
@@ -209,6 +217,10 @@ class Shard:
     stats: PartitionStats = field(default_factory=PartitionStats)
     owner_transactional_id: str | None = None
     owner_worker: str | None = None
+    recent_records: int = 0
+    recent_rejected: int = 0
+    item_offsets: dict[str, int] = field(default_factory=dict)
+    topic_ids: dict[str, str] = field(default_factory=dict)
     written_for: int | None = None
     """Partition count of `events` when the partition's record was last written; None before the first."""
     touched: dict[str, UserState] = field(default_factory=dict)
@@ -220,6 +232,14 @@ class Shard:
             factor = np.zeros(self.factor_width, np.float32) if start is None else start
             state = self.users[user_id] = UserState(user_id, secrets.randbits(64), factor)
         return state
+
+    def count_recent(self, rejected: bool, window: int) -> None:
+        """Count a record for the reject guard of whoever owns this partition after a restart."""
+        self.recent_records += 1
+        self.recent_rejected += rejected
+        if self.recent_records >= window:
+            self.recent_records //= 2
+            self.recent_rejected //= 2
 
     def touch(self, state: UserState) -> None:
         self.touched[state.user_id] = state
@@ -244,6 +264,10 @@ class Shard:
             partition=self.partition,
             partitions=partitions,
             next_offsets=self.next_offsets,
+            recent_records=self.recent_records,
+            recent_rejected=self.recent_rejected,
+            item_offsets=self.item_offsets,
+            topic_ids=self.topic_ids,
             transactional_id=transactional_id,
             worker=worker,
             epoch=epoch,
@@ -281,6 +305,9 @@ class Shard:
                 "Upgrade every worker first."
             )
         self.next_offsets = dict(record.next_offsets)
+        self.recent_records, self.recent_rejected = record.recent_records, record.recent_rejected
+        self.item_offsets = dict(record.item_offsets)
+        self.topic_ids = dict(record.topic_ids)
         self.newest_ms = record.newest_ms
         self.stats = record.stats
         self.owner_transactional_id = record.transactional_id

@@ -19,8 +19,8 @@ shards away, and restores from the log (`_session`).
 from __future__ import annotations
 
 import logging
+import math
 import secrets
-import threading
 import time
 
 from confluent_kafka import TopicPartition
@@ -29,8 +29,9 @@ from online_models.item_state import warm_up
 from serving.pipeline import Pipeline
 from streams.answers import Answers
 from streams.clients import partition_for, wait_for_broker
-from streams.errors import TransactionLostError
+from streams.errors import TransactionLostError, WorkerFencedError
 from streams.intake import Batch, Intake
+from streams.item_rejects import ItemRejects
 from streams.learner import Learner
 from streams.learning_log import Interaction, pack
 from streams.metrics import StageClock
@@ -38,8 +39,9 @@ from streams.records import Record
 from streams.replica import Replica
 from streams.settings import Settings
 from streams.shards import Shards
-from streams.source import WORKER_GROUP, Source
+from streams.source import Source
 from streams.stats import StatsReporter
+from streams.stopping import Stop
 from streams.topic_admin import check_layout
 from streams.transaction import OutputRecord, Transactions
 from streams.validation import EventValidator
@@ -48,8 +50,15 @@ __all__ = ["Worker"]
 
 log = logging.getLogger("freshet.worker")
 
+FENCED_AGAIN_S = 60.0
+"""A worker that was only asleep is fenced once; one that is fenced again so soon has a twin, and gives
+way."""
 RESTORES_IN_A_ROW = 5
 """Lost transactions without one committed in between, after which the worker gives up and says so."""
+
+
+class StoppedEarly(BaseException):
+    """The signal to stop came before anything was taken from Kafka."""
 
 
 class Worker:
@@ -61,10 +70,16 @@ class Worker:
         self.id = worker_id or f"worker-{secrets.token_hex(4)}"
         self.epoch = int(time.time() * 1000)
         self.transactional_id = f"{settings.topics.prefix}freshet-{self.id}"
-        self._stop = threading.Event()
+        self._stop = Stop()
+        self._serving = False
 
     def stop(self) -> None:
+        """End soon; from a signal handler. Before anything was taken there is nothing to finish: it ends
+        at once."""
         self._stop.set()
+        if not self._serving:
+            self._serving = True
+            raise StoppedEarly
 
     def run(self) -> None:
         """Serve until stopped.
@@ -72,63 +87,73 @@ class Worker:
         Raises:
             FreshetError: something that an operator must mend; the message says what.
         """
-        wait_for_broker(self.settings, self.settings.worker.rpc_timeout_s)
-        partitions = check_layout(self.settings)
-        self.partitions = partitions["events"]
-        warm_up(self.settings.models)
-        validator = EventValidator(self.settings.validation, lambda key: partition_for(key, self.partitions))
-        self.replica = Replica(self.settings, validator, partitions)
-        self.stats = StatsReporter(self)
         try:
-            self.stats.state("restoring")
-            if not self.replica.catch_up(self._stop.is_set):
-                return
-            self.pipeline = Pipeline(self.replica.items, self.replica.catalogue, self.settings.serving)
-            self.learner = Learner(self.settings, self.replica.items)
-            self._serve(validator)
+            self._prepare()
+            if self.replica.catch_up(self._stop.is_set):
+                self._serve()
+        except StoppedEarly:
+            log.info("worker %s stopped before it took anything", self.id)
         finally:
-            self.stats.close()
-            self.replica.close()
-        log.info("worker %s stopped: everything it took is committed", self.id)
+            if hasattr(self, "stats"):
+                self.stats.close()
+                self.replica.close()
 
-    def _serve(self, validator: EventValidator) -> None:
+    def _prepare(self) -> None:
+        """Everything that a session needs and that outlives it."""
+        wait_for_broker(self.settings, self.settings.worker.rpc_timeout_s)
+        self.partitions = check_layout(self.settings)
+        warm_up(self.settings.models)
+        events = self.partitions["events"]
+        self.validator = EventValidator(self.settings.validation, lambda key: partition_for(key, events))
+        self.replica = Replica(self.settings, self.validator, self.partitions)
+        self.stats = StatsReporter(self)
+        self.stats.state("restoring")
+        self.pipeline = Pipeline(self.replica.items, self.replica.catalogue, self.settings.serving)
+        self.learner = Learner(self.settings, self.replica.items)
+        self.intake = Intake(self.settings, self.validator)
+
+    def _serve(self) -> None:
         """Sessions until stopped; a lost transaction ends one and begins the next."""
-        lost = 0
+        self._serving = True
+        lost, fenced_at = 0, -math.inf
         while not self._stop.is_set():
             committed = self.stats.committed
             try:
-                self._session(validator)
-            except TransactionLostError as error:
+                self._session()
+                log.info("worker %s stopped: everything it took is committed", self.id)
+            except (TransactionLostError, WorkerFencedError) as error:
                 lost = 1 if self.stats.committed > committed else lost + 1
-                if lost >= RESTORES_IN_A_ROW:
+                again = isinstance(error, WorkerFencedError) and time.monotonic() - fenced_at < FENCED_AGAIN_S
+                if lost >= RESTORES_IN_A_ROW or again:
                     raise
+                fenced_at = time.monotonic() if isinstance(error, WorkerFencedError) else fenced_at
                 log.error("%s", error)
                 self.stats.restored += 1
                 self._stop.wait(min(0.2 * 2**lost, 5.0))
 
-    def _session(self, validator: EventValidator) -> None:
+    def _session(self) -> None:
         """Join the group and serve until stopped, or until a transaction is lost."""
-        transactions = Transactions(self.settings, self.transactional_id)
-        shards = Shards(
-            self.settings, WORKER_GROUP, self.transactional_id, self.settings.models.factors.dimension
-        )
-        source = Source(
-            self.settings,
-            shards,
+        settings = self.settings
+        self.transactions = Transactions(settings, self.transactional_id, self._stop)
+        width = settings.models.factors.dimension
+        self.shards = Shards(settings, settings.worker_group, self.transactional_id, width)
+        self.source = Source(
+            settings,
+            self.shards,
             self.id,
             static=self.static,
             should_stop=self._stop.is_set,
             on_state=self.stats.state,
         )
-        self.source, self.shards, self.transactions = source, shards, transactions
-        self.intake = Intake(self.settings, validator, shards)
-        self.answers = Answers(self.settings, self.pipeline, shards, self.id, self.epoch)
+        self.answers = Answers(settings, self.pipeline, self.shards, self.id, self.epoch)
+        self.item_rejects: ItemRejects | None = None
         try:
             while not self._stop.is_set():
                 self._step()
         finally:
-            source.close()
-            transactions.close()
+            self.source.close()
+            self.transactions.close()
+            self._own_item_rejects(False)
 
     def _step(self) -> None:
         """One turn of the loop: the five steps of the fast path."""
@@ -139,22 +164,32 @@ class Worker:
                 self.stats.swapped(swap)
         with clock.stage("wait"):
             messages = self.source.poll(self.settings.worker.max_batch, self.settings.worker.poll_s)  # 2
-        if messages or self.source.positions() or self._owes_dead_letters():
-            self._handle(messages, clock)
+            offsets = self.source.positions()
+        bad_items = self._rejected_items()
+        if messages or offsets or bad_items:
+            self._handle(messages, offsets, bad_items, clock)
         self.stats.report_if_due()
 
-    def _handle(self, messages: list[Record], clock: StageClock) -> None:
+    def _handle(
+        self,
+        messages: list[Record],
+        offsets: list[TopicPartition],
+        bad_items: list[OutputRecord],
+        clock: StageClock,
+    ) -> None:
         with clock.stage("validate"):
-            batch = self.intake.admit(messages, self.source)  # 3
+            self.intake.begin_with(self.shards.owned.values())
+            batch = self.intake.admit(messages, self.source, self.shards)  # 3
+        if bad_items:
+            batch.dead += bad_items
+            batch.shards[0] = self.shards[0]
         interactions, lists, coalesced = self._learn_and_answer(batch, clock)  # 4
         with clock.stage("pack"):
-            offsets = self.source.positions() or self._own_place()
+            offsets = offsets or self._own_place()
             records = [*lists, *self._state_records(batch, interactions, offsets)]
         with clock.stage("commit"):
             self.transactions.commit(records, self.source.consumer, offsets)  # 5
         self.source.committed(offsets)
-        if 0 in self.shards.owned:
-            self.replica.rejected_items.clear()
         self.stats.count(batch, len(lists), coalesced, self.answers.sent_ms)
         self.answers.sent_ms.clear()
 
@@ -188,32 +223,30 @@ class Worker:
             shard = self.shards[tp.partition]
             shard.next_offsets[self.source.name(tp.topic)] = tp.offset
             batch.shards[tp.partition] = shard
-        records += self._rejected_items(batch)
+        if self.item_rejects is not None and 0 in batch.shards:
+            batch.shards[0].item_offsets = self.item_rejects.next_offsets()
         for partition, shard in batch.shards.items():
             changes = [*shard.drain_touched()]
             changes.append(
-                shard.partition_record(self.transactional_id, self.id, self.epoch, self.partitions)
+                shard.partition_record(self.transactional_id, self.id, self.epoch, self.partitions["events"])
             )
             records += [OutputRecord(names["user-state"], key, value, partition) for key, value in changes]
         return records
 
-    def _rejected_items(self, batch: Batch) -> list[OutputRecord]:
-        """Rejected `items` records: the owner of partition 0 writes each to the dead letters once. They are
-        kept until the transaction is committed, for another session has to write them if it is lost."""
-        shard = self.shards.owned.get(0)
-        if shard is None or not self.replica.rejected_items:
+    def _rejected_items(self) -> list[OutputRecord]:
+        """Dead letters of rejected `items` records: the owner of partition 0 writes each of them once."""
+        self._own_item_rejects(0 in self.shards.owned)
+        if self.item_rejects is None:
             return []
-        batch.shards[0] = shard
-        records = []
-        for message, rejected in self.replica.rejected_items:
-            key = f"items/{message.partition()}"
-            if message.offset() >= shard.next_offsets.get(key, 0):
-                shard.next_offsets[key] = message.offset() + 1
-                records.append(self.intake.dead_item(message, rejected))
-        return records
+        return [self.intake.dead_item(record, rejected) for record, rejected in self.item_rejects.poll()]
 
-    def _owes_dead_letters(self) -> bool:
-        return bool(self.replica.rejected_items) and 0 in self.shards.owned
+    def _own_item_rejects(self, owned: bool) -> None:
+        if owned and self.item_rejects is None:
+            offsets = self.shards[0].item_offsets
+            self.item_rejects = ItemRejects(self.settings, self.validator, self.partitions["items"], offsets)
+        elif not owned and self.item_rejects is not None:
+            self.item_rejects.close()
+            self.item_rejects = None
 
     def _own_place(self) -> list[TopicPartition]:
         """An offset to send where none has moved: only with one does the broker check that the group still

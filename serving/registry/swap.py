@@ -150,7 +150,7 @@ class RankerSlot:
                 and (self.current.version, self.current.digest) == (version, digest)
             ):
                 return
-            logger.info("ranker %s announced at %s", version, uri or self._registry.uri(version))
+            logger.info("ranker %r announced at %r", version, uri or self._registry.uri(version))
             self._wanted = (version, digest)
             if self._thread is None:
                 self._thread = threading.Thread(target=self._work, name="ranker-load", daemon=True)

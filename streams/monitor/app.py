@@ -30,13 +30,11 @@ from streams.monitor.state import MonitorState
 from streams.monitor.views import add_views
 from streams.settings import Settings
 from streams.shards import INPUTS
-from streams.source import WORKER_GROUP
 
-__all__ = ["MONITOR_GROUP", "Positions", "build_app", "run_monitor"]
+__all__ = ["Positions", "build_app", "run_monitor"]
 
 log = logging.getLogger("freshet.monitor")
 
-MONITOR_GROUP = "freshet-monitor"
 SOURCES = ("worker-stats", "events-dlq", "models")
 STATS_TAIL = 500
 """Records of `worker-stats` read again at the start, so that all workers' totals stand at once."""
@@ -74,7 +72,7 @@ def build_app(
     """
     names = settings.names
     app = faust.App(
-        MONITOR_GROUP,
+        settings.monitor_group,
         **broker_options(settings.kafka),
         datadir=data_dir,
         store="memory://",
@@ -169,7 +167,7 @@ def _add_timer(app: faust.App, settings: Settings, state: MonitorState) -> None:
     def read() -> Any:
         if not readers:
             readers.append(LagReader(settings, timeout_s=max(2.0, settings.monitor.poll_s)))
-        return readers[0].read([WORKER_GROUP], topics), readers[0].groups
+        return readers[0].read([settings.worker_group], topics), readers[0].groups
 
     @app.task  # type: ignore[untyped-decorator]
     async def poll_lag(app: faust.App) -> None:

@@ -17,7 +17,6 @@ from confluent_kafka import TopicPartition
 
 from streams.clients import make_consumer, make_producer, producer_config, tail_consumer_config
 from streams.settings import Settings
-from streams.source import WORKER_GROUP
 from tests.integration.test_monitor import Monitor, now_ms, send, with_port
 from tests.test_streams.monitor_records import model_record, partition_stats, worker_stats
 
@@ -105,7 +104,7 @@ def test_page_shows_what_was_produced(monitor: Monitor, browser: Any) -> None:
     for number in range(40):
         producer.produce(topic, value=b"x", partition=number % 4)
     assert producer.flush(10) == 0
-    consumer = make_consumer({**tail_consumer_config(settings), "group.id": WORKER_GROUP})
+    consumer = make_consumer({**tail_consumer_config(settings), "group.id": settings.worker_group})
     consumer.commit(offsets=[TopicPartition(topic, number, 7) for number in range(4)], asynchronous=False)
     consumer.close()
     send(settings, "models", model_record("v7"), model_record("v8", status="refused", reason=HOSTILE))

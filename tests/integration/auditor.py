@@ -24,7 +24,6 @@ from streams.events import Recommendation
 from streams.learning_log import decode_record, learning_batch
 from streams.rejects import Reason, Rejected
 from streams.settings import Settings
-from streams.source import WORKER_GROUP
 from streams.user_state import Shard
 from streams.validation import AcceptedEvent, EventValidator
 
@@ -165,7 +164,7 @@ def _rows(records: Iterable[Record]) -> list[Row]:
 
 def _offsets(settings: Settings) -> tuple[dict[tuple[str, int], int], dict[tuple[str, int], int]]:
     """Committed offsets of the workers' group and end offsets, by (name, partition)."""
-    consumer = Consumer({"bootstrap.servers": settings.bootstrap_servers, "group.id": WORKER_GROUP})
+    consumer = Consumer({"bootstrap.servers": settings.bootstrap_servers, "group.id": settings.worker_group})
     names = {settings.names[name]: name for name in INPUTS}
     try:
         wanted = [

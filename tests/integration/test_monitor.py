@@ -24,7 +24,6 @@ from prometheus_client.parser import text_string_to_metric_families
 from streams.broker import start_broker, stop_broker
 from streams.clients import make_consumer, make_producer, producer_config, tail_consumer_config
 from streams.settings import Settings, load_settings
-from streams.source import WORKER_GROUP
 from streams.topic_admin import create_topics
 from tests.test_streams.monitor_records import model_record, partition_stats, worker_stats
 
@@ -174,7 +173,7 @@ def test_lag_is_kafkas_and_a_takeover_is_seen(monitor: Monitor) -> None:
     for number in range(40):
         producer.produce(topic, value=b"x", partition=number % 4)
     assert producer.flush(10) == 0
-    consumer = make_consumer({**tail_consumer_config(settings), "group.id": WORKER_GROUP})
+    consumer = make_consumer({**tail_consumer_config(settings), "group.id": settings.worker_group})
     ends = {n: consumer.get_watermark_offsets(TopicPartition(topic, n), timeout=10)[1] for n in range(4)}
     assert sum(ends.values()) == 40
     consumer.commit(
@@ -187,7 +186,7 @@ def test_lag_is_kafkas_and_a_takeover_is_seen(monitor: Monitor) -> None:
     state = monitor.state()
     assert {p["status"] for p in state["partitions"]} == {"UNOWNED"}
     assert 0 < state["lag_s"] < 120
-    labels = frozenset({("consumergroup", WORKER_GROUP), ("topic", topic)})
+    labels = frozenset({("consumergroup", settings.worker_group), ("topic", topic)})
     assert monitor.samples()["kafka_consumergroup_lag_sum", labels] == expected
 
 

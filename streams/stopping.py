@@ -1,0 +1,64 @@
+"""One signal to stop, and how long calls to Kafka may still take once it came."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+from confluent_kafka import KafkaError, KafkaException
+
+__all__ = ["Stop"]
+
+GRACE_S = 4.0
+"""What is under way may take this long after the signal: with the clean-up a worker ends within 10 s, even
+when the broker hangs."""
+SLICE_S = 1.0
+"""Python runs a signal handler only between calls: a call that may take long is made in slices of this."""
+
+T = TypeVar("T")
+
+
+class Stop:
+    """Set once, from a signal handler or another thread."""
+
+    def __init__(self) -> None:
+        self._event = threading.Event()
+        self._at: float | None = None
+
+    def set(self) -> None:
+        if self._at is None:
+            self._at = time.monotonic()
+        self._event.set()
+
+    def is_set(self) -> bool:
+        return self._event.is_set()
+
+    def wait(self, timeout_s: float) -> bool:
+        return self._event.wait(timeout_s)
+
+    def expired(self) -> bool:
+        """The grace after the signal is over."""
+        return self._at is not None and time.monotonic() - self._at > GRACE_S
+
+    def patiently(self, call: Callable[[float], T], timeout_s: float) -> T:
+        """`call(seconds)` again and again while it times out or may be retried, for `timeout_s` in all, or
+        until the grace is over.
+
+        For librdkafka's transactional calls, which go on where they were when they are called again.
+
+        Raises:
+            KafkaException: the call's last error.
+        """
+        deadline = time.monotonic() + timeout_s
+        while True:
+            try:
+                return call(SLICE_S)
+            except KafkaException as error:
+                cause: KafkaError = error.args[0]
+                passing = cause.retriable() or cause.code() == KafkaError._TIMED_OUT
+                if not passing or time.monotonic() > deadline or self.expired():
+                    raise
+                if cause.code() != KafkaError._TIMED_OUT:
+                    time.sleep(0.05)

@@ -121,8 +121,8 @@ class Transactions:
         self._give_up(cause)
         if failed is not None and failed[0].code() in _NEVER_TAKEN:
             return FreshetError(
-                f"{failed[1]}: {failed[0].str()} ({failed[0].name()}). The broker will never take this record,"
-                " so the batch can't be committed: raise max.message.bytes of that topic, then start again."
+                f"{failed[1]}: {failed[0].str()} ({failed[0].name()}). The broker will never take it, so the"
+                " batch can't be committed: raise max.message.bytes of that topic, then start again."
             )
         return TransactionLostError(
             f"transaction of {self.transactional_id} failed: {cause.str()} ({cause.name()}); "

@@ -122,7 +122,7 @@ def _poison(fleet: Deployment, good: int, bad: int) -> None:
     """`bad` hostile records spread among `good` ones, some of which come twice: one goes to its place, all
     others on."""
     stream = stream_of(good, seed=2)
-    stream += stream[: good // 50]
+    stream += stream[-good // 50 :]
     hostile = [
         Input(h.key, h.value, tuple(h.headers)) for h in hostile_records(bad, seed=3, time_ms=START_MS)
     ]
@@ -132,7 +132,7 @@ def _poison(fleet: Deployment, good: int, bad: int) -> None:
         mixed += [*stream[int(k * step) : int((k + 1) * step)], record]
     fleet.produce("events", mixed + stream[int(len(hostile) * step) :])
     worker = fleet.worker("w1")
-    fleet.wait_handled(timeout_s=240.0 if good > 5000 else 60.0)
+    fleet.wait_handled(timeout_s=120.0)
     worker.stop()
     run = assert_exactly_once(fleet.settings)
     learned, totals = len(run.rows), [shard.stats for shard in run.shards.values()]
@@ -145,11 +145,6 @@ def _poison(fleet: Deployment, good: int, bad: int) -> None:
 
 
 def test_poison_among_good(fleet: Deployment) -> None:
-    _poison(fleet, 2000, 200)
-
-
-@pytest.mark.slow
-def test_poison_among_good_in_full(fleet: Deployment) -> None:
     _poison(fleet, 10_000, 1000)
 
 

@@ -20,6 +20,7 @@ import msgspec
 from confluent_kafka import OFFSET_BEGINNING, Consumer, Message, TopicPartition
 
 from streams.clients import make_producer, producer_config
+from streams.events import WorkerStats
 from streams.reading import watermarks
 from streams.settings import Settings, load_settings
 from streams.user_state import PARTITION_KEY, PartitionRecord
@@ -239,6 +240,22 @@ class Deployment:
                     stands |= {
                         (name, message.partition()): offset for name, offset in record.next_offsets.items()
                     }
+
+    def wait_shared(self, workers: int, timeout_s: float = 40.0) -> None:
+        """Wait until so many workers run and own all partitions between them, as they report themselves."""
+        running = [w for w in self.workers if w.exited() is None]
+        tail = self.tail("worker-stats")
+        owned: dict[str, set[str]] = {}
+        deadline = time.monotonic() + timeout_s
+        while not (
+            sum(map(bool, owned.values())) == workers
+            and sum(map(len, owned.values())) == self.settings.topics.partitions
+        ):
+            self.check_alive(running)
+            assert time.monotonic() < deadline, f"{owned}\n{self.logs()}"
+            for message in tail.more():
+                report = msgspec.json.decode(message.value() or b"", type=WorkerStats)
+                owned[report.worker] = set(report.partitions) if report.state == "running" else set()
 
     def ends(self) -> dict[tuple[str, int], int]:
         """End offsets of `events` and `requests` by (name, partition)."""

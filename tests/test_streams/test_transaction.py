@@ -9,7 +9,7 @@ import pytest
 from confluent_kafka import Consumer, TopicPartition
 
 from streams.clients import consumer_config, make_consumer
-from streams.errors import TransactionLostError, WorkerFencedError
+from streams.errors import FreshetError, WorkerFencedError
 from streams.reading import PartitionReader, watermarks
 from streams.settings import Settings
 from streams.transaction import OutputRecord, Transactions, fence
@@ -64,7 +64,7 @@ def test_of_a_batch_that_cannot_be_written_nothing_stays(settings: Settings, gro
     transactions = Transactions(settings, f"{settings.topics.prefix}a")
     transactions.commit([_record(settings, b"good")], group, _offsets(settings, 3))
     large = OutputRecord(settings.names["interactions"], None, TOO_LARGE, partition=0)
-    with pytest.raises(TransactionLostError, match="state is restored from the log"):
+    with pytest.raises(FreshetError, match=r"record of 1500000 bytes.*raise max\.message\.bytes"):
         transactions.commit([_record(settings, b"beside"), large], group, _offsets(settings, 8))
     transactions.close()
     again = Transactions(settings, f"{settings.topics.prefix}a")
@@ -105,7 +105,7 @@ def test_at_least_once_writes_first_and_commits_offsets_after(settings: Settings
     transactions.commit([_record(plain, b"1")], group, _offsets(plain, 6))
     assert (_values(plain, "interactions"), _committed(plain, group)) == ([b"1"], 6)
     large = OutputRecord(plain.names["interactions"], None, TOO_LARGE, partition=0)
-    with pytest.raises(TransactionLostError):
+    with pytest.raises(FreshetError, match=r"record of 1500000 bytes"):
         transactions.commit([large], group, _offsets(plain, 9))
     assert _committed(plain, group) == 6
     transactions.close()

@@ -19,7 +19,9 @@ from streams.transaction import OutputRecord
 from streams.user_state import Shard, UserState
 from streams.validation import AcceptedRequest
 
-__all__ = ["Answers"]
+__all__ = ["Answers", "bounded_record"]
+
+_encode = msgspec.json.Encoder().encode
 
 MAX_LIST_BYTES = 900_000
 """A list above this is cut: `recommendations` takes twice as much, uncompressed."""
@@ -39,7 +41,6 @@ class Answers:
         self._shards = shards
         self._topic = settings.names["recommendations"]
         self._headers = [("worker", worker.encode()), ("epoch", str(epoch).encode())]
-        self._encode = msgspec.json.Encoder().encode
         self._nobody = pipeline.items.start_users([""])[0] * 0
         self.sent_ms: list[int] = []
         """Kafka times of the records that the lists of this batch answer, for the latency histogram."""
@@ -151,7 +152,7 @@ class Answers:
             degraded=ranked.degraded is not None,
             degraded_reason=ranked.degraded,
         )
-        value = self._bounded(recommendation)
+        value = bounded_record(recommendation)
         if user is not None:
             user.last_list = [item.item_id for item in recommendation.items[:JUDGED]]
         shard.stats.recommendations += 1
@@ -160,16 +161,17 @@ class Answers:
         key = user_id if user_id is not None else recommendation.request_id or ""
         return OutputRecord(self._topic, key.encode(), value, headers=self._headers)
 
-    def _bounded(self, recommendation: Recommendation) -> bytes:
-        """The record's bytes; a list too large for the topic loses its tail and says so."""
-        value = self._encode(recommendation)
-        asked = len(recommendation.items)
-        while len(value) > MAX_LIST_BYTES and recommendation.items:
-            del recommendation.items[len(recommendation.items) * 3 // 4 :]
-            recommendation.degraded = True
-            recommendation.degraded_reason = f"{len(recommendation.items)} of {asked} items fit into a record"
-            value = self._encode(recommendation)
-        return value
+
+def bounded_record(recommendation: Recommendation) -> bytes:
+    """The record's bytes; a list too large for the topic loses its tail and says so."""
+    value = _encode(recommendation)
+    asked = len(recommendation.items)
+    while len(value) > MAX_LIST_BYTES and recommendation.items:
+        del recommendation.items[len(recommendation.items) * 3 // 4 :]
+        recommendation.degraded = True
+        recommendation.degraded_reason = f"{len(recommendation.items)} of {asked} items fit into a record"
+        value = _encode(recommendation)
+    return value
 
 
 def _parts(queries: Sequence[Query]) -> Iterator[list[Query]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from pathlib import Path
 
@@ -63,11 +64,25 @@ for _command in (
 @click.pass_obj
 def worker(context: Context, worker_id: str | None) -> None:
     """Serve: events in, learned from, recommendations out. SIGTERM ends it with nothing half done."""
+    stop_on_signals(lambda: sys.exit(0))  # nothing is taken while the models are being loaded
     from streams.worker import Worker
 
     running = Worker(context.settings(), worker_id)
-    stop_on_signals(running.stop)
+
+    def stop() -> None:
+        running.stop()
+        if not running.serving:
+            _end_here()  # nothing is taken yet, and models being compiled can't be interrupted otherwise
+
+    stop_on_signals(stop)
     running.run()
+    if running.given_up:
+        _end_here()  # the broker hangs, and so would the clients' own clean-up
+
+
+def _end_here() -> None:
+    logging.shutdown()
+    os._exit(0)
 
 
 @cli.command()

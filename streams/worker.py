@@ -57,10 +57,6 @@ RESTORES_IN_A_ROW = 5
 """Lost transactions without one committed in between, after which the worker gives up and says so."""
 
 
-class StoppedEarly(BaseException):
-    """The signal to stop came before anything was taken from Kafka."""
-
-
 class Worker:
     """One worker process. `run` returns after `stop` was called (from a signal handler or another thread)."""
 
@@ -71,15 +67,11 @@ class Worker:
         self.epoch = int(time.time() * 1000)
         self.transactional_id = f"{settings.topics.prefix}freshet-{self.id}"
         self._stop = Stop()
-        self._serving = False
+        self.serving = False
 
     def stop(self) -> None:
-        """End soon; from a signal handler. Before anything was taken there is nothing to finish: it ends
-        at once."""
+        """End soon: finish the batch in hand, commit it, take no more."""
         self._stop.set()
-        if not self._serving:
-            self._serving = True
-            raise StoppedEarly
 
     def run(self) -> None:
         """Serve until stopped.
@@ -91,12 +83,16 @@ class Worker:
             self._prepare()
             if self.replica.catch_up(self._stop.is_set):
                 self._serve()
-        except StoppedEarly:
-            log.info("worker %s stopped before it took anything", self.id)
         finally:
-            if hasattr(self, "stats"):
+            if hasattr(self, "stats") and not self.given_up:
                 self.stats.close()
                 self.replica.close()
+
+    @property
+    def given_up(self) -> bool:
+        """Told to stop, and the broker did not answer within the grace: closing a client would wait for it
+        again. What was open is aborted by the broker; the process may end as it is."""
+        return self._stop.expired()
 
     def _prepare(self) -> None:
         """Everything that a session needs and that outlives it."""
@@ -114,7 +110,7 @@ class Worker:
 
     def _serve(self) -> None:
         """Sessions until stopped; a lost transaction ends one and begins the next."""
-        self._serving = True
+        self.serving = True
         lost, fenced_at = 0, -math.inf
         while not self._stop.is_set():
             committed = self.stats.committed
@@ -151,9 +147,10 @@ class Worker:
             while not self._stop.is_set():
                 self._step()
         finally:
-            self.source.close()
-            self.transactions.close()
-            self._own_item_rejects(False)
+            if not self.given_up:
+                self.source.close()
+                self.transactions.close()
+                self._own_item_rejects(False)
 
     def _step(self) -> None:
         """One turn of the loop: the five steps of the fast path."""

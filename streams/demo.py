@@ -22,6 +22,7 @@ from types import FrameType
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 
 from streams.broker import start_broker
 from streams.clients import wait_for_broker
@@ -80,7 +81,7 @@ class Demo:
             self._console.print(f"\n{stopped}: everything is stopped and removed.")
             return 128 + stopped.number
         except FreshetError as error:
-            self._console.print(f"\n[bold red]The demo failed:[/] {error}", highlight=False)
+            self._console.print(f"\n[bold red]The demo failed:[/] {escape(str(error))}", highlight=False)
             return 1
 
     def _run(self, processes: ProcessGroup) -> int:
@@ -109,7 +110,7 @@ class Demo:
         except DatasetError as error:
             if self._dataset != "ml-100k":
                 raise
-            self._console.print(f"[yellow]{error}[/]\nGoing on with the synthetic data set.", highlight=False)
+            self._console.print(f"[yellow]{escape(str(error))}[/]\nGoing on with the synthetic data set.")
             return load_dataset("synthetic")
 
     def _start_broker(
@@ -201,7 +202,9 @@ class Demo:
             time.sleep(0.5)
 
     def _say(self, text: str) -> None:
-        self._console.print(f"[dim]{time.strftime('%H:%M:%S')}[/] {text}", highlight=False)
+        self._console.print(
+            f"[dim]{time.strftime('%H:%M:%S')}[/] {escape(text)}", highlight=False, soft_wrap=True
+        )
 
 
 class _Sender(threading.Thread):

@@ -86,4 +86,6 @@ class Screen:
 
     def _line(self) -> None:
         parts = ", ".join(f"{name} {value}" for name, value in self._numbers())
-        self._console.print(f"{self._watch.sent:,} of {self._watch.total:,} sent; {parts}", highlight=False)
+        self._console.print(
+            f"{self._watch.sent:,} of {self._watch.total:,} sent; {parts}", highlight=False, soft_wrap=True
+        )

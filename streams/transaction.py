@@ -111,7 +111,6 @@ class Transactions:
 
     def _failure(self, cause: KafkaError) -> FreshetError:
         """The error to raise for `cause`, after the transaction was aborted where that is allowed."""
-        failed, self._failed = self._failed, None
         if cause.code() in _FENCED:
             return WorkerFencedError(
                 f"{self.transactional_id} was fenced ({cause.name()}): another worker runs under this id, or"
@@ -119,6 +118,7 @@ class Transactions:
                 " was committed. Give each worker an --id of its own."
             )
         self._give_up(cause)
+        failed, self._failed = self._failed, None  # only now: the abort also brings the delivery reports
         if failed is not None and failed[0].code() in _NEVER_TAKEN:
             return FreshetError(
                 f"{failed[1]}: {failed[0].str()} ({failed[0].name()}). The broker will never take it, so the"

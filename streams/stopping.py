@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Callable
@@ -41,6 +42,19 @@ class Stop:
     def expired(self) -> bool:
         """The grace after the signal is over."""
         return self._at is not None and time.monotonic() - self._at > GRACE_S
+
+    def finish(self, *closing: Callable[[], object]) -> None:
+        """Close clients, one after the other. Told to stop, only for as long as the grace lasts: a client
+        of a broker that hangs waits for it, and is left behind then (`expired` says so from then on)."""
+        if self._at is None:
+            for close in closing:
+                close()
+            return
+        thread = threading.Thread(target=lambda: [close() for close in closing], name="closing", daemon=True)
+        thread.start()
+        thread.join(max(0.0, GRACE_S - (time.monotonic() - self._at)) + SLICE_S)
+        if thread.is_alive():
+            self._at = -math.inf
 
     def patiently(self, call: Callable[[float], T], timeout_s: float) -> T:
         """`call(seconds)` again and again while it times out or may be retried, for `timeout_s` in all, or

@@ -84,9 +84,8 @@ class Worker:
             if self.replica.catch_up(self._stop.is_set):
                 self._serve()
         finally:
-            if hasattr(self, "stats") and not self.given_up:
-                self.stats.close()
-                self.replica.close()
+            if hasattr(self, "stats"):
+                self._stop.finish(self.stats.close, self.replica.close)
 
     @property
     def given_up(self) -> bool:
@@ -147,10 +146,12 @@ class Worker:
             while not self._stop.is_set():
                 self._step()
         finally:
-            if not self.given_up:
-                self.source.close()
-                self.transactions.close()
-                self._own_item_rejects(False)
+            rejects = self.item_rejects
+            self._stop.finish(
+                self.source.close,
+                self.transactions.close,
+                lambda: None if rejects is None else rejects.close(),
+            )
 
     def _step(self) -> None:
         """One turn of the loop: the five steps of the fast path."""

@@ -131,8 +131,14 @@ def test_page_shows_what_was_produced(monitor: Monitor, browser: Any) -> None:
     assert browser.title != "owned"
     assert text(browser, "partitions").count("UNOWNED") == 8
     assert "4,000" in text(browser, "totals")
-    label = browser.find_element("css selector", "#charts svg").get_attribute("aria-label")
-    assert label == "Lag, records: records 12"
+    chart = "#charts svg"
+    wait(
+        browser,
+        lambda: (
+            browser.find_element("css selector", chart).get_attribute("aria-label")
+            == "Lag, records: records 12"
+        ),
+    )
     assert browser.find_elements("css selector", "#charts svg path.line")
     assert complaints(browser) == []
 

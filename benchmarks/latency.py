@@ -81,7 +81,7 @@ class Lane:
                 self._producer.produce(self._source, value, key)
                 sent += 1
             self._producer.poll(0)
-            for message in reader.poll(1000, 0.0005):
+            for message in reader.poll(1000, 0.002):
                 latencies.append(time.perf_counter() - waiting[message.key() or b""].pop(0))
             if now > len(events) / rate + DRAIN_S:
                 raise SystemExit(f"{self.name}: {len(latencies)} of {len(events)} answers after {now:.0f} s")

@@ -11,7 +11,7 @@ from rich.text import Text
 from streams.datasets import Dataset
 from streams.demo_watch import Watch
 from streams.dumps import read_shards
-from streams.events import PartitionStats
+from streams.events import summed
 from streams.learning_log import decode_record
 from streams.reading import PartitionReader, watermarks, where
 from streams.replay import ReplayReport
@@ -28,7 +28,7 @@ LIST_SHOWN = 5
 def summarise(settings: Settings, data: Dataset, watch: Watch, report: ReplayReport) -> dict[str, Any]:
     """The run in numbers; rates are over the events that were judged, each against the list before it."""
     shards = read_shards(settings)
-    totals = _totals(shards)
+    totals = summed(shard.stats for shard in shards.values())
     judged = max(1, totals.evaluated)
     lag = watch.lag
     learned = _learned(settings)
@@ -64,14 +64,6 @@ def summarise(settings: Settings, data: Dataset, watch: Watch, report: ReplayRep
 
 def _rounded(value: float | None) -> float | None:
     return None if value is None else round(value, 2)
-
-
-def _totals(shards: dict[int, Shard]) -> PartitionStats:
-    summed = PartitionStats()
-    for shard in shards.values():
-        for name in PartitionStats.__struct_fields__:
-            setattr(summed, name, getattr(summed, name) + getattr(shard.stats, name))
-    return summed
 
 
 def _learned(settings: Settings) -> int:

@@ -7,7 +7,7 @@ from collections import deque
 
 import msgspec
 
-from streams.events import PartitionStats, Recommendation, WorkerStats
+from streams.events import PartitionStats, Recommendation, WorkerStats, summed
 from streams.lag import LagSummary, lag_of
 from streams.metrics import LatencyHistogram
 from streams.reading import PartitionId, PartitionReader
@@ -90,11 +90,7 @@ class Watch:
 
     def totals(self) -> PartitionStats:
         """The partitions' totals added up."""
-        summed = PartitionStats()
-        for _, stats in self._partitions.values():
-            for name in PartitionStats.__struct_fields__:
-                setattr(summed, name, getattr(summed, name) + getattr(stats, name))
-        return summed
+        return summed(stats for _, stats in self._partitions.values())
 
     def rates(self) -> tuple[float, float]:
         """Events and recommendations per second over the last few seconds, from the workers' reports."""

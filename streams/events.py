@@ -7,6 +7,7 @@ may add fields before their consumers know them. What a type alone can't say (id
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import msgspec
@@ -23,6 +24,7 @@ __all__ = [
     "Request",
     "User",
     "WorkerStats",
+    "summed",
 ]
 
 EVENT_TYPES: dict[str, float] = {
@@ -173,6 +175,15 @@ class PartitionStats(msgspec.Struct, kw_only=True):
     ndcg_at_10_sum: float = 0.0
     popularity_hits_at_10: int = 0
     popularity_ndcg_at_10_sum: float = 0.0
+
+
+def summed(stats: Iterable[PartitionStats]) -> PartitionStats:
+    """The totals of several partitions added up."""
+    total = PartitionStats()
+    for one in stats:
+        for name in PartitionStats.__struct_fields__:
+            setattr(total, name, getattr(total, name) + getattr(one, name))
+    return total
 
 
 class WorkerStats(msgspec.Struct, kw_only=True):

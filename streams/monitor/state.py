@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import msgspec
 
-from streams.events import ModelRecord, PartitionStats, WorkerStats
+from streams.events import ModelRecord, PartitionStats, WorkerStats, summed
 from streams.lag import GroupInfo, LagSummary, PartitionLag, summarize
 from streams.metrics import LatencyHistogram
 
@@ -87,15 +87,6 @@ class _Judged:
 
 def _count(totals: PartitionStats) -> int:
     return totals.accepted + totals.rejected + totals.duplicate + totals.late + totals.recommendations
-
-
-def add_stats(parts: Iterable[PartitionStats]) -> PartitionStats:
-    """The field-wise sum of partitions' totals."""
-    total = PartitionStats()
-    for part in parts:
-        for name in PartitionStats.__struct_fields__:
-            setattr(total, name, getattr(total, name) + getattr(part, name))
-    return total
 
 
 class MonitorState:
@@ -245,7 +236,7 @@ class MonitorState:
 
     def totals(self) -> PartitionStats:
         """Sum over partitions of their latest totals, since the topic began."""
-        return add_stats(owned.totals for owned in self._partitions.values())
+        return summed(owned.totals for owned in self._partitions.values())
 
     def partition_totals(self) -> dict[int, tuple[PartitionStats, str]]:
         """Latest totals by partition, with the worker that reported them."""

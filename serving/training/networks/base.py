@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+
 import torch
 from torch import Tensor, nn
 
 
-class SequenceNetwork(nn.Module):
+class SequenceNetwork(nn.Module, ABC):
     """An encoder of item sequences with a tied dot-product head: score(h, i) = <encode(h), E_i> + b_i.
 
     Rendle et al., "Neural Collaborative Filtering vs. Matrix Factorization Revisited", RecSys 2020, for the
@@ -22,13 +24,13 @@ class SequenceNetwork(nn.Module):
         self.item_bias = nn.Parameter(torch.zeros(vocabulary_size + 1))
         nn.init.normal_(self.item_embedding.weight, std=dim**-0.5)
 
+    @abstractmethod
     def states(self, inputs: Tensor) -> Tensor:
         """float32[B, T, d] of int64[B, T]."""
-        raise NotImplementedError
 
+    @abstractmethod
     def encode(self, history: Tensor) -> Tensor:
         """float32[B, d] of int64[B, L] with 0 on the left."""
-        raise NotImplementedError
 
     def forward(self, history: Tensor, candidates: Tensor) -> Tensor:
         """float32[B, C] of int64[B, L] and int64[B, C]."""

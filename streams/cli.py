@@ -91,6 +91,7 @@ def _end_here() -> None:
 @click.pass_obj
 def trainer(context: Context, once: bool, as_json: bool) -> None:
     """Train the deep ranker as the log grows, gate it, and announce what passes."""
+    stop_on_signals(lambda: sys.exit(0))  # importing PyTorch takes seconds
     try:
         from streams.trainer import Trainer
     except ModuleNotFoundError as error:
@@ -103,6 +104,7 @@ def trainer(context: Context, once: bool, as_json: bool) -> None:
         stop_on_signals(running.stop)
         running.run()
         return
+    stop_on_signals(lambda: sys.exit(130))  # nothing is published before the end
     with progress_bar("training", 100) as update:
         record, _ = Trainer(
             settings, lambda stage: update(round(100 * stage.fraction), f"{stage.name}: {stage.text}")

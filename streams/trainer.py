@@ -70,7 +70,13 @@ class Trainer:
         """Train by the schedule until stopped."""
         check_layout(self._settings)
         os.nice(self._schedule.niceness)
-        prepare()
+        try:
+            self._training = True
+            prepare()
+        except TrainingInterrupted:
+            return
+        finally:
+            self._training = False
         reader = PartitionReader(self._settings, {(self._topic, 0): 0})
         try:
             while not self._stop.is_set():

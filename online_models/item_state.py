@@ -25,6 +25,7 @@ from online_models.settings import ModelSettings
 
 __all__ = ["ItemState", "ModelSettings", "settings_digest", "warm_up"]
 
+METADATA_KEY = "freshet"
 SNAPSHOT_FORMAT = 1
 
 
@@ -91,13 +92,21 @@ class ItemState:
             model.load_item_arrays(arrays)
 
     def to_bytes(self) -> bytes:
-        """A snapshot in safetensors' format; the metadata says format, settings digest and offset."""
+        """A snapshot in safetensors' format; the metadata says format, settings digest and offset.
+
+        Equal states give equal bytes: safetensors writes several metadata entries in any order, so there is
+        one.
+        """
         metadata = {
             "format": str(SNAPSHOT_FORMAT),
             "settings_digest": self.settings_digest,
             "offset": str(self.offset),
         }
-        return bytes(safetensors.numpy.save(self.to_arrays(), metadata=metadata))
+        return bytes(
+            safetensors.numpy.save(
+                self.to_arrays(), metadata={METADATA_KEY: json.dumps(metadata, sort_keys=True)}
+            )
+        )
 
     @classmethod
     def from_bytes(cls, settings: ModelSettings, data: bytes) -> ItemState:
@@ -171,4 +180,5 @@ def _read_metadata(data: bytes) -> dict[str, str]:
     """The metadata of safetensors: 8 bytes of little-endian header length, then the header as JSON."""
     length = int.from_bytes(data[:8], "little")
     header: dict[str, dict[str, str]] = json.loads(data[8 : 8 + length])
-    return header.get("__metadata__", {})
+    found: dict[str, str] = json.loads(header.get("__metadata__", {}).get(METADATA_KEY, "{}"))
+    return found

@@ -13,7 +13,7 @@ from confluent_kafka import KafkaException
 from online_models.errors import OnlineModelError
 from serving.ranker.errors import RankerError, RegistryError
 from streams import __version__, cli_admin
-from streams.cli_common import JSON, Context, progress_bar, show, stop_on_signals
+from streams.cli_common import JSON, Context, end_within, progress_bar, show, stop_on_signals
 from streams.errors import FreshetError
 
 __all__ = ["cli", "main"]
@@ -64,7 +64,7 @@ for _command in (
 @click.pass_obj
 def worker(context: Context, worker_id: str | None) -> None:
     """Serve: events in, learned from, recommendations out. SIGTERM ends it with nothing half done."""
-    stop_on_signals(lambda: sys.exit(0))  # nothing is taken while the models are being loaded
+    stop_on_signals(_end_here)  # nothing is taken yet; an exception could be lost in what is being imported
     from streams.worker import Worker
 
     running = Worker(context.settings(), worker_id)
@@ -75,9 +75,9 @@ def worker(context: Context, worker_id: str | None) -> None:
             _end_here()  # nothing is taken yet, and models being compiled can't be interrupted otherwise
 
     stop_on_signals(stop)
+    end_within(7.0)
     running.run()
-    if running.given_up:
-        _end_here()  # the broker hangs, and so would the clients' own clean-up
+    _end_here()  # all is closed that answered in time; the interpreter's clean-up would wait for what did not
 
 
 def _end_here() -> None:
@@ -91,7 +91,7 @@ def _end_here() -> None:
 @click.pass_obj
 def trainer(context: Context, once: bool, as_json: bool) -> None:
     """Train the deep ranker as the log grows, gate it, and announce what passes."""
-    stop_on_signals(lambda: sys.exit(0))  # importing PyTorch takes seconds
+    stop_on_signals(_end_here)  # importing PyTorch takes seconds
     try:
         from streams.trainer import Trainer
     except ModuleNotFoundError as error:

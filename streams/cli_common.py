@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import signal
+import socket
+import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,7 +20,7 @@ import msgspec
 
 from streams.settings import DEFAULT_BOOTSTRAP, Settings, load_settings
 
-__all__ = ["JSON", "Context", "progress_bar", "show", "stop_on_signals", "table"]
+__all__ = ["JSON", "Context", "end_within", "progress_bar", "show", "stop_on_signals", "table"]
 
 JSON = click.option("--json", "as_json", is_flag=True, help="Print the result alone, as JSON.")
 
@@ -45,6 +49,36 @@ def stop_on_signals(stop: Callable[[], None]) -> None:
 
     signal.signal(signal.SIGTERM, handle)
     signal.signal(signal.SIGINT, handle)
+
+
+def end_within(seconds: float) -> None:
+    """End the process, exit 0, at the latest so long after SIGTERM or SIGINT, whatever it is doing then.
+
+    A client call can wait for a broker that hangs for longer than it was told, and Python's own handlers only
+    run once it returns. The wake-up descriptor is written to at once, and a thread of its own reads it.
+    """
+    reader, writer = socket.socketpair()
+    writer.setblocking(False)
+    signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
+
+    def watch() -> None:
+        while reader.recv(1)[0] not in (signal.SIGTERM, signal.SIGINT):
+            continue
+        time.sleep(seconds)
+        logging.getLogger("freshet").error(
+            "Kafka did not answer for %.0f s after the signal: ending without it. What was open is aborted"
+            " by the broker; nothing of it was committed.",
+            seconds,
+        )
+        logging.shutdown()
+        os._exit(0)
+
+    threading.Thread(target=watch, name="end-within", daemon=True).start()
+    _kept_open.append(writer)
+
+
+_kept_open: list[socket.socket] = []
+"""The wake-up descriptor must live as long as the process."""
 
 
 def show(value: Any) -> None:

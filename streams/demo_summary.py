@@ -10,10 +10,8 @@ from rich.text import Text
 
 from streams.datasets import Dataset
 from streams.demo_watch import Watch
-from streams.dumps import read_shards
+from streams.dumps import read_log, read_shards
 from streams.events import summed
-from streams.learning_log import decode_record
-from streams.reading import PartitionReader, watermarks, where
 from streams.replay import ReplayReport
 from streams.settings import Settings
 from streams.user_state import Shard, UserState
@@ -31,7 +29,7 @@ def summarise(settings: Settings, data: Dataset, watch: Watch, report: ReplayRep
     totals = summed(shard.stats for shard in shards.values())
     judged = max(1, totals.evaluated)
     lag = watch.lag
-    learned = _learned(settings)
+    learned = sum(record.n for record, _ in read_log(settings))
     return {
         "dataset": data.name,
         "events_in": report.events,
@@ -64,21 +62,6 @@ def summarise(settings: Settings, data: Dataset, watch: Watch, report: ReplayRep
 
 def _rounded(value: float | None) -> float | None:
     return None if value is None else round(value, 2)
-
-
-def _learned(settings: Settings) -> int:
-    """Interactions in the learning log, read and counted."""
-    topic = settings.names["interactions"]
-    [(_, end)] = watermarks(settings, [(topic, 0)], isolation="read_committed").values()
-    reader = PartitionReader(settings, {(topic, 0): 0})
-    count = 0
-    try:
-        while reader.positions[topic, 0] < end:
-            for message in reader.poll(500, 0.1):
-                count += decode_record(message.value(), where(message)).n
-    finally:
-        reader.close()
-    return count
 
 
 def _examples(shards: dict[int, Shard], data: Dataset, watch: Watch) -> list[dict[str, Any]]:

@@ -17,7 +17,7 @@ from streams.settings import Settings
 from streams.topic_admin import check_layout
 from streams.user_state import Shard, describe
 
-__all__ = ["dump_log", "dump_state", "read_shards"]
+__all__ = ["dump_log", "dump_state", "read_log", "read_shards"]
 
 
 def read_shards(settings: Settings) -> dict[int, Shard]:
@@ -61,6 +61,16 @@ def dump_log(settings: Settings) -> Iterator[dict[str, Any]]:
         for shard in read_shards(settings).values()
         for user_id, user in shard.users.items()
     }
+    for record, offset in read_log(settings):
+        yield from _rows(record, offset, users)
+
+
+def read_log(settings: Settings) -> Iterator[tuple[LogRecord, int]]:
+    """Every committed record of the learning log as it ends now, with its offset.
+
+    Raises:
+        BrokerUnavailableError: nothing came for `worker.rpc_timeout_s`.
+    """
     topic = settings.names["interactions"]
     [(_, end)] = watermarks(settings, [(topic, 0)], isolation="read_committed").values()
     reader = PartitionReader(settings, {(topic, 0): 0})
@@ -76,7 +86,7 @@ def dump_log(settings: Settings) -> Iterator[dict[str, Any]]:
                     f"offset {reader.positions[topic, 0]} of {end}. Is the broker up?"
                 )
             for message in records:
-                yield from _rows(decode_record(message.value(), where(message)), message.offset(), users)
+                yield decode_record(message.value(), where(message)), message.offset()
     finally:
         reader.close()
 

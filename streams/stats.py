@@ -45,7 +45,6 @@ class StatsReporter:
         self.clock = StageClock()
         self._latency = LatencyHistogram()
         self.committed = 0
-        self.restored = 0
         self._swaps = 0
         self._refused: list[str] = []
         self._clear()

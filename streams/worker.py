@@ -87,12 +87,6 @@ class Worker:
             if hasattr(self, "stats"):
                 self._stop.finish(self.stats.close, self.replica.close)
 
-    @property
-    def given_up(self) -> bool:
-        """Told to stop, and the broker did not answer within the grace: closing a client would wait for it
-        again. What was open is aborted by the broker; the process may end as it is."""
-        return self._stop.expired()
-
     def _prepare(self) -> None:
         """Everything that a session needs and that outlives it."""
         wait_for_broker(self.settings, self.settings.worker.rpc_timeout_s)
@@ -123,7 +117,6 @@ class Worker:
                     raise
                 fenced_at = time.monotonic() if isinstance(error, WorkerFencedError) else fenced_at
                 log.error("%s", error)
-                self.stats.restored += 1
                 self._stop.wait(min(0.2 * 2**lost, 5.0))
 
     def _session(self) -> None:

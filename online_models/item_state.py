@@ -60,6 +60,11 @@ class ItemState:
         for model in self._models:
             model.apply(batch, rows)
 
+    @property
+    def epoch(self) -> int:
+        """Row assignments made so far: the state of the item table that a writer names rows by."""
+        return self.items.epoch
+
     def start_users(self, users: Sequence[str]) -> NDArray[np.float32]:
         """Factors float32[n, d] of users never seen."""
         return self.factors.start_users(users)

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from online_models import kernels
 from online_models.learning_batch import BatchRows, LearningBatch
 
 __all__ = ["ItemTable"]
@@ -24,11 +25,13 @@ class ItemTable:
     (-1, 2)
     """
 
-    __slots__ = ("_row_of", "ids")
+    __slots__ = ("_given", "_row_of", "epoch", "ids")
 
     def __init__(self, ids: Iterable[str] = ()) -> None:
         self.ids: list[str] = []
+        self.epoch = 0  # row assignments made so far
         self._row_of: dict[str, int] = {}
+        self._given = np.zeros(64, dtype=np.int64)
         self.ensure(ids)
 
     def __len__(self) -> int:
@@ -52,20 +55,39 @@ class ItemTable:
 
         A recent item or a negative counts only if it had a row by the time of its event (an item that gets
         one later in the same batch is still unknown), so that cutting the log into other batches changes
-        nothing.
+        nothing. Raises ValueError when rows are named by a state of the table that is still to come.
         """
-        ids = batch.item_ids
-        known = np.empty(len(batch), dtype=np.int32)
-        for position, index in enumerate(batch.item.tolist()):
-            self._ensure_one(ids[index])
-            known[position] = len(self.ids)
-        row_of_index = np.append(self.rows(ids), np.int32(UNKNOWN))  # index -1 reads the last: unknown
-        recent, negatives = row_of_index[batch.recent], row_of_index[batch.negatives]
+        epochs = batch.epochs()
+        if (newest := int(epochs.max(initial=-1))) > self.epoch:
+            raise ValueError(
+                f"table_epoch is {newest}, but only {self.epoch} rows have been given here: the record names "
+                "rows of another log's item table, or records before it were left out"
+            )
+        row_of_index = self.rows(batch.item_ids)
+        known_from = np.where(row_of_index < 0, np.int32(len(batch)), np.int32(0))
+        for event in np.flatnonzero(row_of_index[batch.item] < 0).tolist():
+            index = int(batch.item[event])
+            if row_of_index[index] < 0:
+                row_of_index[index] = self._ensure_one(batch.item_ids[index])
+                known_from[index] = event
         return BatchRows(
             item=row_of_index[batch.item],
-            recent=np.where(recent < known[:, None], recent, np.int32(UNKNOWN)),
-            negatives=np.where(negatives < known[:, None], negatives, np.int32(UNKNOWN)),
+            recent=self._mentions(batch.recent, row_of_index, known_from, epochs),
+            negatives=self._mentions(batch.negatives, row_of_index, known_from, epochs),
         )
+
+    def _mentions(
+        self,
+        column: NDArray[np.int32],
+        row_of_index: NDArray[np.int32],
+        known_from: NDArray[np.int32],
+        epochs: NDArray[np.int64],
+    ) -> NDArray[np.int32]:
+        rows = np.empty(column.shape, dtype=np.int32)
+        kernels.resolve_mentions(
+            np.ascontiguousarray(column), row_of_index, known_from, self._given, epochs, rows
+        )  # fmt: skip
+        return rows
 
     def to_arrays(self) -> dict[str, NDArray[np.generic]]:
         """`items.ids` uint8[bytes] (UTF-8, joined) and `items.lengths` int32[n] (bytes of each id)."""
@@ -81,6 +103,10 @@ class ItemTable:
         if row is None:
             row = self._row_of[item_id] = len(self.ids)
             self.ids.append(item_id)
+            if row >= len(self._given):
+                self._given = np.concatenate((self._given, np.zeros_like(self._given)))
+            self._given[row] = self.epoch
+            self.epoch += 1
         return row
 
 

@@ -29,8 +29,10 @@ __all__ = [
     "isgd_learn_users",
     "isgd_retrieve",
     "isgd_score",
+    "isgd_step",
     "popularity_learn",
     "rebuild_index",
+    "resolve_mentions",
 ]
 
 KERNEL_VERSION = 1
@@ -340,6 +342,26 @@ def covisitation_score(
 
 
 @kernel
+def resolve_mentions(
+    column: Ints, row_of_index: Ints, known_from: Ints, given: Longs, epochs: Longs, out: Ints
+) -> None:
+    """Rows of a column int32[n, w] of a learning batch, -1 = unknown; see `LearningBatch`.
+
+    row_of_index int32[ids]; known_from int32[ids]: first event at which the id has its row; given
+    int64[rows]: row assignments made before this row's; epochs int64[n]. A row that is named counts when it
+    had been given by the writer's epoch.
+    """
+    for event in range(column.shape[0]):
+        for position in range(column.shape[1]):
+            value, row = column[event, position], -1
+            if value >= 0:
+                row = row_of_index[value] if known_from[value] <= event else -1
+            elif value <= -2 and -value - 2 < given.shape[0] and given[-value - 2] < epochs[event]:
+                row = -value - 2
+            out[event, position] = row
+
+
+@kernel
 def _is_above(values: Doubles, row: int, other: int) -> bool:
     return values[row] > values[other] or (values[row] == values[other] and row < other)
 
@@ -442,25 +464,42 @@ def _rate(weight: float, learning_rate: float) -> float:
 
 
 @kernel
+def isgd_step(
+    row: int, vector: Floats, weight: float, event_hash: int, item_factors: Floats,
+    learning_rate: float, regularization: float, factor_inout: Floats, drawn_out: Ints,
+) -> None:  # fmt: skip
+    """The owner's half of one event, for use within other kernels too: moves the user's factor, draws rows.
+
+    row of the event's item (-1 = it has none yet), vector float32[d] its factor or start vector, event_hash
+    uint64, item_factors float32[items, d] (not changed), factor_inout float32[d] the user's factor, drawn_out
+    int32[m] the rows of the negatives, -1 where none was drawn.
+    """
+    rate = _rate(weight, learning_rate)
+    known = np.uint64(item_factors.shape[0])
+    _sgd_step(factor_inout, vector, 1.0 if weight > 0.0 else 0.0, rate, regularization)
+    for draw in range(drawn_out.shape[0]):
+        drawn_out[draw] = -1
+        if known > 0 and weight > 0.0:
+            mixed = np.uint64(event_hash) + np.uint64(draw + 1) * np.uint64(0x9E3779B97F4A7C15)  # SplitMix64
+            mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+            mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+            drawn = np.int64((mixed ^ (mixed >> np.uint64(31))) % known)
+            if drawn != row:
+                drawn_out[draw] = drawn
+                _sgd_step(factor_inout, item_factors[drawn], 0.0, rate, regularization)
+
+
+@kernel
 def isgd_learn_users(
     item_rows: Ints, item_vectors: Floats, weight: Floats, event_hash: NDArray[np.uint64], factors: Floats,
     learning_rate: float, regularization: float, users: Floats, negatives: Ints,
 ) -> None:  # fmt: skip
-    """The owner's half: moves `users` float32[n, d] and fills `negatives` int32[n, m]; item factors stay."""
-    known = np.uint64(factors.shape[0])
+    """`isgd_step` for n events of different users: users float32[n, d], negatives int32[n, m]."""
     for event in range(users.shape[0]):
-        rate = _rate(weight[event], learning_rate)
-        _sgd_step(
-            users[event], item_vectors[event], 1.0 if weight[event] > 0.0 else 0.0, rate, regularization
-        )
-        for draw in range(negatives.shape[1] if known > 0 and weight[event] > 0.0 else 0):
-            mixed = event_hash[event] + np.uint64(draw + 1) * np.uint64(0x9E3779B97F4A7C15)  # SplitMix64
-            mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-            mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-            row = np.int64((mixed ^ (mixed >> np.uint64(31))) % known)
-            if row != item_rows[event]:
-                negatives[event, draw] = row
-                _sgd_step(users[event], factors[row], 0.0, rate, regularization)
+        isgd_step(
+            item_rows[event], item_vectors[event], weight[event], event_hash[event], factors,
+            learning_rate, regularization, users[event], negatives[event],
+        )  # fmt: skip
 
 
 @kernel

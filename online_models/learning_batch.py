@@ -34,6 +34,12 @@ class LearningBatch:
     before this event, newest first, -1 padded; time_ms int64[n]; weight float32[n], may be negative;
     event_type uint8[n]; user_before and user_after float32[n, d], the user's factor before and after the
     owner learned this event; negatives int32[n, m], -1 = none.
+
+    `recent` and `negatives` may also name items by row: a value v <= -2 means row -v - 2 of the item table
+    as the writer's replica had it when its `ItemState.epoch` was `table_epoch` (a count of row assignments,
+    the same on every replica at the same place of the log; not a log offset). A row that was freed or given
+    to another item since then counts as unknown. One epoch holds for all events, or int64[n] one for each;
+    -1 = no rows are named.
     """
 
     item_ids: list[str]
@@ -45,6 +51,7 @@ class LearningBatch:
     user_before: NDArray[np.float32]
     user_after: NDArray[np.float32]
     negatives: NDArray[np.int32]
+    table_epoch: int | NDArray[np.int64] = -1
 
     def __len__(self) -> int:
         return len(self.item)
@@ -60,14 +67,17 @@ class LearningBatch:
         _check_type("user_before", self.user_before, np.float32, (n, None))
         _check_type("user_after", self.user_after, np.float32, self.user_before.shape)
         _check_type("negatives", self.negatives, np.int32, (n, None))
+        if not isinstance(self.table_epoch, int):
+            _check_type("table_epoch", self.table_epoch, np.int64, (n,))
         if len(set(self.item_ids)) != len(self.item_ids):
             raise ValueError(
                 f"item_ids: {len(self.item_ids)} ids, but only {len(set(self.item_ids))} of them distinct"
             )
         last = len(self.item_ids) - 1
         _check_range("item", self.item, 0, last)
-        _check_range("recent", self.recent, -1, last)
-        _check_range("negatives", self.negatives, -1, last)
+        lowest = -1 - self._newest_epoch()
+        _check_range("recent", self.recent, lowest, last)
+        _check_range("negatives", self.negatives, lowest, last)
         _check_range("time_ms", self.time_ms, 0, MAX_TIME_MS)
         _check_range("weight", self.weight, -MAX_ABS_WEIGHT, MAX_ABS_WEIGHT)
         _check_finite("user_before", self.user_before)
@@ -78,18 +88,20 @@ class LearningBatch:
         columns = [self.item[start:stop], self.recent[start:stop], self.negatives[start:stop]]
         used = np.unique(np.concatenate([column.ravel() for column in columns]))
         used = used[used >= 0]
-        new_index = np.full(len(self.item_ids) + 1, -1, dtype=np.int32)
+        new_index = np.full(len(self.item_ids), -1, dtype=np.int32)
         new_index[used] = np.arange(len(used), dtype=np.int32)
+        epoch = self.table_epoch
         return LearningBatch(
             item_ids=[self.item_ids[index] for index in used.tolist()],
             item=new_index[columns[0]],
-            recent=new_index[columns[1]],
+            recent=_renamed(new_index, columns[1]),
             time_ms=self.time_ms[start:stop],
             weight=self.weight[start:stop],
             event_type=self.event_type[start:stop],
             user_before=self.user_before[start:stop],
             user_after=self.user_after[start:stop],
-            negatives=new_index[columns[2]],
+            negatives=_renamed(new_index, columns[2]),
+            table_epoch=epoch if isinstance(epoch, int) else epoch[start:stop],
         )
 
     @classmethod
@@ -100,23 +112,43 @@ class LearningBatch:
         index_of: dict[str, int] = {}
         maps = [
             np.array(
-                [index_of.setdefault(item_id, len(index_of)) for item_id in batch.item_ids] + [-1],
-                dtype=np.int32,
+                [index_of.setdefault(item_id, len(index_of)) for item_id in batch.item_ids], dtype=np.int32
             )
             for batch in batches
         ]
+        epochs = np.concatenate([batch.epochs() for batch in batches])
+        same = bool((epochs == epochs[:1]).all())
         pairs = list(zip(maps, batches, strict=True))
         return cls(
             item_ids=list(index_of),
             item=np.concatenate([index[batch.item] for index, batch in pairs]),
-            recent=np.concatenate([index[batch.recent] for index, batch in pairs]),
+            recent=np.concatenate([_renamed(index, batch.recent) for index, batch in pairs]),
             time_ms=np.concatenate([batch.time_ms for batch in batches]),
             weight=np.concatenate([batch.weight for batch in batches]),
             event_type=np.concatenate([batch.event_type for batch in batches]),
             user_before=np.concatenate([batch.user_before for batch in batches]),
             user_after=np.concatenate([batch.user_after for batch in batches]),
-            negatives=np.concatenate([index[batch.negatives] for index, batch in pairs]),
+            negatives=np.concatenate([_renamed(index, batch.negatives) for index, batch in pairs]),
+            table_epoch=int(epochs.max(initial=-1)) if same else epochs,
         )
+
+    def epochs(self) -> NDArray[np.int64]:
+        """`table_epoch` of each event, int64[n]."""
+        return np.full(len(self.item), self.table_epoch, dtype=np.int64)
+
+    def _newest_epoch(self) -> int:
+        """The newest table state that rows are named by; 0 where none are."""
+        epoch = self.table_epoch
+        newest = epoch if isinstance(epoch, int) else int(epoch.max(initial=-1))
+        return max(newest, 0)
+
+
+def _renamed(index: NDArray[np.int32], column: NDArray[np.int32]) -> NDArray[np.int32]:
+    """The column with another index for each item; rows (values below 0) stay as they are."""
+    renamed = column.copy()
+    named = column >= 0
+    renamed[named] = index[column[named]]
+    return renamed
 
 
 def _check_type(

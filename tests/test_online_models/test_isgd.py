@@ -1,9 +1,10 @@
 from __future__ import annotations
 
+import numba
 import numpy as np
 import pytest
 
-from online_models import ISGD
+from online_models import ISGD, kernels
 
 
 def taught(seed: int = 0) -> ISGD:
@@ -48,6 +49,32 @@ def test_the_owner_changes_no_item_and_draws_known_others() -> None:
     drawn = [item for line in negatives for item in line]
     assert len(set(drawn)) > 10
     assert set(drawn) <= set(model.items.ids) - {"i3"}
+
+
+def test_the_step_for_other_kernels_is_the_batch_kernels() -> None:
+    @numba.njit
+    def steps(rows, vectors, weight, hashes, factors, users, drawn):  # type: ignore[no-untyped-def]
+        for event in range(len(rows)):
+            kernels.isgd_step(
+                rows[event], vectors[event], weight[event], hashes[event], factors, 0.3, 0.01,
+                users[event], drawn[event],
+            )  # fmt: skip
+
+    factors, rng = taught().factors.rows, np.random.default_rng(0)
+    rows = np.array([3, -1, 7, 0], dtype=np.int32)
+    users, vectors = rng.normal(size=(2, 4, 8)).astype(np.float32)
+    weight = np.array([1.0, 2.0, -1.0, 0.5], dtype=np.float32)
+    hashes = rng.integers(0, 2**64, 4, dtype=np.uint64)
+    found = []
+    for kernel in (steps, None):
+        moved, drawn = users.copy(), np.full((4, 5), 99, dtype=np.int32)
+        if kernel:
+            kernel(rows, vectors, weight, hashes, factors, moved, drawn)
+        else:
+            kernels.isgd_learn_users(rows, vectors, weight, hashes, factors, 0.3, 0.01, moved, drawn)
+        assert (drawn[2] == -1).all()
+        found.append((moved.tobytes(), drawn.tobytes()))
+    assert found[0] == found[1]
 
 
 def test_retrieve_is_score_sorted() -> None:

@@ -42,6 +42,8 @@ def make_batch(n: int = 3) -> LearningBatch:
             np.zeros((3, 1), dtype=np.float32),
             r"user_after: float32\[3, 1\], but float32\[3, 2\]",
         ),
+        ("recent", np.full((3, 1), -2, dtype=np.int32), r"recent\[0, 0\] is -2, outside -1 to 3"),
+        ("table_epoch", np.zeros(2, dtype=np.int64), r"table_epoch: int64\[2\], but int64\[3\]"),
         ("item_ids", ["a", "a", "c", "d"], "4 ids, but only 3 of them distinct"),
     ],
 )
@@ -92,3 +94,45 @@ def test_ids_of_any_script_round_trip() -> None:
     table = ItemTable(["a", "東京", "naïve", "🙂" * 50])
     assert ItemTable.from_arrays(table.to_arrays()).ids == table.ids
     assert ItemTable.from_arrays(ItemTable().to_arrays()).ids == []
+
+
+def test_items_named_by_row_are_those_the_writer_knew() -> None:
+    table = ItemTable(["x", "y"])
+    batch = make_batch(3)
+    batch.recent = np.array([[-2, -3], [-4, 0], [-5, 1]], dtype=np.int32)  # rows 0, 1; 2, "a"; 3, "b"
+    batch.table_epoch = np.array([2, 3, 2], dtype=np.int64)
+    with pytest.raises(ValueError, match="table_epoch is 3, but only 2 rows have been given"):
+        table.resolve(batch)
+    assert table.ids == ["x", "y"]
+    batch.table_epoch = 2
+    with pytest.raises(ValueError, match=r"recent\[1, 0\] is -4, outside -3 to 3"):
+        batch.validate()
+    batch.recent[1:, 0] = -3
+    batch.validate()
+    rows = table.resolve(batch)
+    assert rows.item.tolist() == [2, 3, 4]
+    assert rows.recent.tolist() == [[0, 1], [1, 2], [1, 3]]
+
+
+def test_a_row_given_after_the_writers_epoch_is_unknown() -> None:
+    table = ItemTable(["x"])
+    batch = make_batch(2)
+    batch.recent = np.array([[-2, -1], [-3, -1]], dtype=np.int32)  # rows 0 and 1; "a" has 1 by then
+    batch.table_epoch = 1
+    assert table.resolve(batch).recent.tolist() == [[0, -1], [-1, -1]]
+
+
+def test_batches_of_other_epochs_concatenate_and_slice() -> None:
+    parts = [make_batch(2), make_batch(3)]
+    for part, epoch in zip(parts, (2, 3), strict=True):
+        part.recent[0, 0] = -epoch  # a row
+        part.table_epoch = epoch
+    whole = LearningBatch.concat(parts)
+    whole.validate()
+    assert whole.epochs().tolist() == [2, 2, 3, 3, 3]
+    assert whole.recent[[0, 2], 0].tolist() == [-2, -3]
+    tables = ItemTable(["x", "y", "z"]), ItemTable(["x", "y", "z"])
+    together = tables[0].resolve(whole)
+    apart = [tables[1].resolve(whole.slice(start, stop)) for start, stop in ((0, 1), (1, 4), (4, 5))]
+    assert together.recent.tolist() == [row for part in apart for row in part.recent.tolist()]
+    assert LearningBatch.concat([parts[0], parts[0]]).table_epoch == 2

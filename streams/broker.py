@@ -17,7 +17,7 @@ import tempfile
 import time
 import uuid
 from base64 import urlsafe_b64encode
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +25,13 @@ import msgspec
 from confluent_kafka import KafkaException
 from confluent_kafka.admin import AdminClient
 
+from streams.broker_config import HOST, JVM_OPTIONS, log4j2_properties, server_properties
 from streams.broker_java import Java, Progress, find_java, kafka_jars
 from streams.errors import EmbeddedBrokerError
 from streams.settings import default_state_dir
 
 __all__ = ["BrokerInfo", "broker_status", "process_start", "running_broker", "start_broker", "stop_broker"]
 
-HOST = "127.0.0.1"
 DEFAULT_PORT = 9092
 READY_S = 120.0
 STOP_S = 20.0
@@ -39,10 +39,6 @@ STOP_S = 20.0
 
 START_ATTEMPTS = 3
 """A free port may be taken between finding and binding it: then others are tried."""
-
-JVM_OPTIONS = ("-Xms128m", "-Xmx512m", "-XX:+UseSerialGC")
-"""The serial collector starts faster on few cores. Both compiler tiers stay on: without the second one the
-first answer comes 3 s sooner, and every transaction takes twice as long from then on (decision 0002)."""
 
 _children: dict[int, subprocess.Popen[bytes]] = {}
 """Brokers that this process started, so that their exit is collected."""
@@ -121,62 +117,6 @@ def _is_free(port: int) -> bool:
         return True
 
 
-def _properties(data_dir: Path, port: int, controller_port: int) -> str:
-    """`server.properties` of one node that is broker and controller.
-
-    Where it differs from Kafka's defaults: few internal partitions, which start fast, and a dead worker's
-    transaction aborted within a second.
-    """
-    values: dict[str, object] = {
-        "process.roles": "broker,controller",
-        "node.id": 1,
-        "controller.quorum.voters": f"1@{HOST}:{controller_port}",
-        "listeners": f"PLAINTEXT://{HOST}:{port},CONTROLLER://{HOST}:{controller_port}",
-        "advertised.listeners": f"PLAINTEXT://{HOST}:{port}",
-        "controller.listener.names": "CONTROLLER",
-        "listener.security.protocol.map": "PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT",
-        "log.dirs": data_dir / "log",
-        "auto.create.topics.enable": "false",
-        "default.replication.factor": 1,
-        "min.insync.replicas": 1,
-        "offsets.topic.replication.factor": 1,
-        "offsets.topic.num.partitions": 8,
-        "transaction.state.log.replication.factor": 1,
-        "transaction.state.log.min.isr": 1,
-        "transaction.state.log.num.partitions": 8,
-        "share.coordinator.state.topic.replication.factor": 1,
-        "share.coordinator.state.topic.min.isr": 1,
-        "group.initial.rebalance.delay.ms": 0,
-        "transaction.abort.timed.out.transaction.cleanup.interval.ms": 1000,
-        "log.retention.check.interval.ms": 30_000,
-        "log.cleaner.dedupe.buffer.size": 16 * 1024 * 1024,
-        "num.network.threads": 2,
-        "num.io.threads": 4,
-        "background.threads": 2,
-    }
-    return "".join(f"{key}={value}\n" for key, value in values.items())
-
-
-_LOG4J = """\
-status = error
-appenders = file
-appender.file.type = RollingFile
-appender.file.name = file
-appender.file.fileName = {file}
-appender.file.filePattern = {file}.%i
-appender.file.policies.type = Policies
-appender.file.policies.size.type = SizeBasedTriggeringPolicy
-appender.file.policies.size.size = 10MB
-appender.file.strategy.type = DefaultRolloverStrategy
-appender.file.strategy.max = 2
-appender.file.layout.type = PatternLayout
-appender.file.layout.pattern = %d{{ISO8601}} %-5p %c{{1}} - %m%n
-rootLogger.level = warn
-rootLogger.appenderRefs = file
-rootLogger.appenderRef.file.ref = file
-"""
-
-
 def _tail(file: Path, lines: int = 12) -> str:
     try:
         return " | ".join(file.read_text("utf-8", "replace").splitlines()[-lines:])
@@ -194,13 +134,15 @@ def _java_command(java: Java, libs: Path, conf: Path, options: tuple[str, ...]) 
     ]
 
 
-def _prepare(java: Java, libs: Path, data_dir: Path, port: int, controller_port: int) -> Path:
+def _prepare(
+    java: Java, libs: Path, data_dir: Path, port: int, controller_port: int, extra: Mapping[str, str]
+) -> Path:
     """Write the configuration and, in an empty folder, format the storage under a fresh cluster id."""
     conf = data_dir / "conf"
     conf.mkdir(parents=True, exist_ok=True)
-    (conf / "log4j2.properties").write_text(_LOG4J.format(file=data_dir / "server.log"))
+    (conf / "log4j2.properties").write_text(log4j2_properties(data_dir / "server.log"))
     properties = conf / "server.properties"
-    properties.write_text(_properties(data_dir, port, controller_port))
+    properties.write_text(server_properties(data_dir, port, controller_port, extra))
     if (data_dir / "log" / "meta.properties").exists():
         return properties
     cluster = urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=").replace("-", "A")
@@ -266,9 +208,11 @@ def _await_ready(process: subprocess.Popen[bytes], bootstrap: str) -> bool:
     return False
 
 
-def _attempt(java: Java, libs: Path, data_dir: Path, port: int, with_parent: bool) -> BrokerInfo | str:
+def _attempt(
+    java: Java, libs: Path, data_dir: Path, port: int, with_parent: bool, extra: Mapping[str, str]
+) -> BrokerInfo | str:
     """One start on `port`: the broker, or what it logged when it failed."""
-    properties = _prepare(java, libs, data_dir, port, _free_port())
+    properties = _prepare(java, libs, data_dir, port, _free_port(), extra)
     process = _launch(java, libs, data_dir, properties, with_parent)
     bootstrap = f"{HOST}:{port}"
     try:
@@ -300,6 +244,7 @@ def start_broker(
     remember: bool = True,
     progress: Progress | None = None,
     die_with_parent: bool = False,
+    properties: Mapping[str, str] | None = None,
 ) -> BrokerInfo:
     """Start the embedded broker and return once it answers.
 
@@ -312,6 +257,7 @@ def start_broker(
             returned.
         progress: told in words what takes long.
         die_with_parent: on Linux, let the kernel kill the broker when the thread that called this ends.
+        properties: lines of `server.properties` in place of ours; `{default}` in a value stands for ours.
 
     Raises:
         EmbeddedBrokerError: Java, Maven or the jars are missing, or the broker did not come up; says what it
@@ -335,7 +281,7 @@ def start_broker(
     said = ""
     for _ in range(START_ATTEMPTS):
         chosen = port or (DEFAULT_PORT if remember and _is_free(DEFAULT_PORT) else _free_port())
-        result = _attempt(java, libs, data_dir, chosen, die_with_parent)
+        result = _attempt(java, libs, data_dir, chosen, die_with_parent, properties or {})
         if isinstance(result, BrokerInfo):
             if remember:
                 _remember(result)

@@ -229,6 +229,8 @@ class WorkerStats(msgspec.Struct, kw_only=True):
     refused: list[str]
     """Versions refused since the process began, with the reason."""
     rss_bytes: int
+    retries: dict[str, int] = {}
+    """What the process tried again since it began, by kind (`streams.retries`)."""
 
 
 JsonDict = dict[str, Any]

@@ -119,6 +119,11 @@ def _stages(state: MonitorState) -> Iterator[Sample]:
             )
 
 
+def _retries(state: MonitorState) -> Iterator[Sample]:
+    for stats in sorted(state.live(), key=lambda stats: stats.worker):
+        yield from (((stats.worker, kind), count) for kind, count in sorted(stats.retries.items()))
+
+
 def _as_of(state: MonitorState) -> Iterator[Sample]:
     for source, at in (("broker", state.broker_as_of_ms), ("workers", state.stats_as_of_ms)):
         if at is not None:
@@ -229,6 +234,9 @@ METRICS: tuple[MetricSpec, ...] = (
                _per_worker(lambda s: s.transaction_ms / 1000.0 if s.transactions else None)),
     MetricSpec("freshet_worker_stage_ratio", "gauge", ("worker", "stage"),
                "Share of the last interval spent in a stage of the fast path.", _stages),
+    MetricSpec("freshet_worker_retries_total", "counter", ("worker", "kind"),
+               "What the worker tried again since it began: connect, consume, metadata, read, session or"
+               " transaction.", _retries),
     MetricSpec("freshet_worker_online_lag_records", "gauge", ("worker",),
                "Records of the learning log that the worker has not applied.",
                _per_worker(lambda s: s.online_lag)),

@@ -117,6 +117,7 @@ def _worker(state: MonitorState, view: WorkerView) -> dict[str, Any]:
         "swaps": stats.swaps,
         "refused": stats.refused,
         "rss_bytes": stats.rss_bytes,
+        "retries": stats.retries,
     }
 
 

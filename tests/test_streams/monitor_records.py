@@ -38,6 +38,7 @@ def worker_stats(worker: str = "w1", at: int = 1_000_000, **changes: Any) -> Wor
         "swaps": 1,
         "refused": [],
         "rss_bytes": 300 * 2**20,
+        "retries": {"read": 2},
     }
     return WorkerStats(**{**fields, **changes})
 

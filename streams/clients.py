@@ -13,10 +13,11 @@ from functools import lru_cache
 from struct import iter_unpack
 from typing import Any, TypeVar
 
-from confluent_kafka import Consumer, KafkaException, Producer
+from confluent_kafka import Consumer, KafkaError, KafkaException, Producer
 from confluent_kafka.admin import AdminClient
 
 from streams.errors import BrokerUnavailableError, SettingsError
+from streams.retries import RETRIES
 from streams.settings import Settings
 from streams.topics import EVENT_MAX_BYTES
 
@@ -107,12 +108,14 @@ def _refuse_own_names(settings: Settings) -> None:
 def _group_membership(settings: Settings, user: Mapping[str, Any], instance_id: str | None) -> Config:
     """Group keys for the classic protocol with range, or KIP-848 with the broker's range assignor.
 
-    Range alone gives one member the same partition numbers of `events`, `requests` and `users`.
+    Range alone gives one member the same partition numbers of `events`, `requests` and `users`. Under
+    KIP-848 a worker is a dynamic member: a static one that was killed is refused (UNRELEASED_INSTANCE_ID)
+    until its session has expired on the broker, and would only crash until then.
     """
     together = "events, users and requests of one user must go to one worker (co-partitioning)"
-    config: Config = {} if instance_id is None else {"group.instance.id": instance_id}
     if _text(user.get("group.protocol", "classic")) == "consumer":
-        return {**config, **_require(user, {"group.remote.assignor": ("range", together)})}
+        return _require(user, {"group.remote.assignor": ("range", together)})
+    config: Config = {} if instance_id is None else {"group.instance.id": instance_id}
     session_ms = int(user.get("session.timeout.ms", settings.worker.session_timeout_s * 1000))
     return {
         **config,
@@ -272,7 +275,11 @@ def wait_for_broker(settings: Settings, timeout_s: float = 30.0) -> None:
     Raises:
         BrokerUnavailableError: it did not within `timeout_s` seconds.
     """
-    client = admin(settings)
+    refused: list[str] = []
+    client = _build(
+        AdminClient,
+        {**_user_keys(settings, _CONSUMER_ONLY + _PRODUCER_ONLY), "error_cb": lambda e: _login(e, refused)},
+    )
     deadline_s = time.monotonic() + timeout_s
     while True:
         left_s = deadline_s - time.monotonic()
@@ -280,14 +287,26 @@ def wait_for_broker(settings: Settings, timeout_s: float = 30.0) -> None:
             client.list_topics(timeout=max(0.1, min(left_s, 5.0)))
             return
         except KafkaException as error:
+            RETRIES.count("connect")
+            client.poll(0)
+            if refused:
+                raise BrokerUnavailableError(
+                    f"{settings.bootstrap_servers} refuses the login: {refused[-1]} Check security.protocol,"
+                    " sasl.* and ssl.* in [kafka] (FRESHET_KAFKA__SASL_PASSWORD for the password)."
+                ) from error
             if time.monotonic() >= deadline_s:
                 raise BrokerUnavailableError(
                     f"no Kafka broker answered at {settings.bootstrap_servers} within {timeout_s:g} s"
                     f" ({error.args[0].str()}). Start one (`freshet kafka start`), or correct [kafka]"
                     " bootstrap.servers (FRESHET_KAFKA__BOOTSTRAP_SERVERS)."
                 ) from error
-        client.poll(0)
         time.sleep(0.05)
+
+
+def _login(error: KafkaError, refused: list[str]) -> None:
+    """Keep what the broker says of this user's credentials: the calls themselves only time out."""
+    if error.code() in (KafkaError._AUTHENTICATION, KafkaError.SASL_AUTHENTICATION_FAILED, KafkaError._SSL):
+        refused.append(f"{error.str()} ({error.name()}).")
 
 
 _M = 0x5BD1E995

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import cast
@@ -10,10 +11,14 @@ from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaExcepti
 
 from streams.clients import make_consumer, tail_consumer_config
 from streams.errors import BrokerUnavailableError, DataLossError, TopicLayoutError
+from streams.kafka_errors import DENIED, GONE, fatal_error, is_passing, named
 from streams.records import Record
+from streams.retries import RETRIES
 from streams.settings import Settings
 
 __all__ = ["PartitionId", "PartitionReader", "partitions_of", "watermarks", "where"]
+
+log = logging.getLogger("freshet.reading")
 
 PartitionId = tuple[str, int]
 
@@ -44,20 +49,6 @@ def watermarks(
         consumer.close()
 
 
-_PASSING = frozenset(
-    {
-        KafkaError.NOT_LEADER_FOR_PARTITION,
-        KafkaError.LEADER_NOT_AVAILABLE,
-        KafkaError.OFFSET_NOT_AVAILABLE,
-        KafkaError.UNKNOWN_TOPIC_OR_PART,
-        KafkaError._UNKNOWN_PARTITION,
-        KafkaError._TRANSPORT,
-        KafkaError._TIMED_OUT,
-    }
-)
-"""What a broker says of a partition while it takes up its leadership, or while it is being restarted."""
-
-
 def _watermark(settings: Settings, consumer: Consumer, key: PartitionId, deadline: float) -> tuple[int, int]:
     while True:
         try:
@@ -68,8 +59,10 @@ def _watermark(settings: Settings, consumer: Consumer, key: PartitionId, deadlin
             reason = "no answer"
         except KafkaException as error:
             cause: KafkaError = error.args[0]
-            reason = f"{cause.str()} ({cause.name()})"
-            if cause.code() not in _PASSING:
+            reason = named(cause)
+            if cause.code() in DENIED:
+                raise fatal_error(cause, f"watermarks of {key[0]}[{key[1]}]") from error
+            if not (is_passing(cause) or cause.code() in GONE):  # a leader in the making is not known yet
                 deadline = 0.0
         if time.monotonic() > deadline:
             raise BrokerUnavailableError(
@@ -78,6 +71,7 @@ def _watermark(settings: Settings, consumer: Consumer, key: PartitionId, deadlin
                 f"exist, and do the "
                 "ACLs allow Describe on it?"
             )
+        RETRIES.count("metadata")
         time.sleep(0.05)
 
 
@@ -108,7 +102,7 @@ class PartitionReader:
 
         Raises:
             DataLossError: the wanted offset is no longer in the log (only with `lossy=False`).
-            KafkaException: a fatal error of the client.
+            FreshetError: an error that waiting does not mend.
         """
         records: list[Record] = []
         found = self._consumer.consume(
@@ -130,8 +124,10 @@ class PartitionReader:
                     f"{key[0]}[{key[1]}]@{self.positions[key]}: this offset is no longer in the log "
                     f"({error.str()})"
                 )
-            elif error.fatal() or not error.retriable():
-                raise KafkaException(error)
+            elif is_passing(error):
+                log.warning("%s[%d]: %s; retried (%d)", *key, named(error), RETRIES.count("read"))
+            else:
+                raise fatal_error(error, f"reading {key[0]}[{key[1]}]@{self.positions.get(key, -1)}")
         return records
 
     def read_to(

@@ -10,11 +10,15 @@ from typing import cast
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
 
 from streams.clients import consumer_config, make_consumer
-from streams.errors import SettingsError, TransactionLostError
+from streams.errors import BrokerUnavailableError, SettingsError, TopicLayoutError, TransactionLostError
+from streams.kafka_errors import DENIED, GONE, fatal_error, is_passing, named
 from streams.records import Record
+from streams.retries import RETRIES
 from streams.settings import Settings
 from streams.shards import INPUTS, Shards, start_offsets
+from streams.takeover import settle
 from streams.topic_admin import check_layout
+from streams.transaction import transactional_id
 
 __all__ = ["Source"]
 
@@ -44,6 +48,7 @@ class Source:
     ) -> None:
         self._settings = settings
         self._shards = shards
+        self._transactional_id = transactional_id(settings, worker_id)
         self._should_stop = should_stop
         self._on_state = on_state
         config = consumer_config(
@@ -85,10 +90,15 @@ class Source:
         self.generation += 1
         numbers = sorted({tp.partition for tp in partitions} - set(self._shards.owned))
         log.info("assigned %s", [f"{tp.topic}[{tp.partition}]" for tp in partitions])
+        self._check_together(consumer, partitions)
         if numbers:
             check_layout(self._settings)  # partitions may have been added since the start
             self._on_state("restoring")
-            if not self._shards.restore(numbers, self._should_stop):
+            stop = self._should_stop
+            if not (
+                settle(self._settings, consumer, self._transactional_id, partitions, stop)
+                and self._shards.restore(numbers, stop)
+            ):
                 self._take_nothing(consumer)
                 return
         starts = start_offsets(self._settings, consumer, self._shards, partitions)
@@ -98,6 +108,23 @@ class Source:
         else:
             consumer.assign(starts)
         self._on_state("running")
+
+    def _check_together(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
+        """Refuse an assignment that does not hold the same partition numbers of each input.
+
+        Raises:
+            TopicLayoutError: it does not; users' events would be learned here and their requests answered
+                elsewhere.
+        """
+        given = [*partitions, *(consumer.assignment() if self._incremental else [])]
+        numbers = {name: sorted({tp.partition for tp in given if tp.topic == name}) for name in self._names}
+        if len(set(map(tuple, numbers.values()))) > 1:
+            listed = ", ".join(f"{name} {found}" for name, found in numbers.items())
+            raise TopicLayoutError(
+                f"the group {self._settings.worker_group} gave this worker other partitions of one input than"
+                f" of the other: {listed}. Something else consumes in this group, or with another assignor:"
+                " end it, or give it a group of its own; all workers need the same [kafka] group.* settings."
+            )
 
     def _revoked(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         self.generation += 1
@@ -122,8 +149,9 @@ class Source:
         record.
 
         Raises:
-            KafkaException: a fatal client error (fenced, not authorised); librdkafka retries all others
-                itself.
+            FreshetError: a fatal client error (fenced, not authorised, topic gone); librdkafka retries all
+                others itself.
+            TransactionLostError: taking partitions over failed in passing.
         """
         generation = self.generation
         batch = self._good(self.consumer.consume(1, wait_s))
@@ -139,10 +167,14 @@ class Source:
     def _raise_callback_error(self) -> None:
         """What a rebalance callback raised; Kafka's passing errors as a lost session, which is begun anew."""
         error, self._callback_error = self._callback_error, None
-        if isinstance(error, KafkaException) and not error.args[0].fatal():
+        if isinstance(error, KafkaException):
             cause: KafkaError = error.args[0]
+            if not is_passing(cause) and cause.code() not in _LOST:
+                raise fatal_error(cause, "taking partitions over") from error
+        if isinstance(error, KafkaException | BrokerUnavailableError):
+            RETRIES.count("session")
             raise TransactionLostError(
-                f"taking partitions over failed: {cause.str()} ({cause.name()}); it is tried again"
+                f"taking partitions over failed: {error}; it is tried again"
             ) from error
         if error is not None:
             raise error
@@ -176,9 +208,9 @@ class Source:
                     " group.min.session.timeout.ms (6000 by default) and group.max.session.timeout.ms."
                 )
             elif error.fatal() or error.code() in _FATAL:
-                raise KafkaException(error)
+                raise fatal_error(error, f"consuming as {self._settings.worker_group}")
             else:
-                log.warning("consumer: %s (%s); retried", error.str(), error.name())
+                log.warning("consumer: %s; retried (%d)", named(error), RETRIES.count("consume"))
         return good
 
     def name(self, topic: str) -> str:
@@ -220,14 +252,18 @@ class Source:
 
 _FATAL = frozenset(
     {
-        KafkaError.TOPIC_AUTHORIZATION_FAILED,
-        KafkaError.GROUP_AUTHORIZATION_FAILED,
-        KafkaError.CLUSTER_AUTHORIZATION_FAILED,
+        *DENIED,
+        *GONE,
         KafkaError._FATAL,
         KafkaError._AUTHENTICATION,
         KafkaError.FENCED_INSTANCE_ID,
+        KafkaError.UNRELEASED_INSTANCE_ID,
         KafkaError.INCONSISTENT_GROUP_PROTOCOL,
-        KafkaError.UNKNOWN_TOPIC_OR_PART,
-        KafkaError._UNKNOWN_TOPIC,
+        KafkaError.UNSUPPORTED_ASSIGNOR,
     }
 )
+
+_LOST = frozenset(
+    {KafkaError.UNKNOWN_MEMBER_ID, KafkaError.ILLEGAL_GENERATION, KafkaError.STALE_MEMBER_EPOCH}
+)
+"""The group went on while partitions were being taken over: they are another's by now."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import threading
 import time
@@ -10,13 +11,22 @@ from typing import TypeVar
 
 from confluent_kafka import KafkaError, KafkaException
 
+from streams.kafka_errors import is_passing, named
+from streams.retries import RETRIES
+
 __all__ = ["Stop"]
+
+log = logging.getLogger("freshet.kafka")
 
 GRACE_S = 4.0
 """What is under way may take this long after the signal: with the clean-up a worker ends within 10 s, even
 when the broker hangs."""
 SLICE_S = 1.0
 """Python runs a signal handler only between calls: a call that may take long is made in slices of this."""
+FIRST_PAUSE_S = 0.05
+"""Before the first repetition; each further pause is twice as long, up to a slice."""
+TELL_S = 10.0
+"""How often an outage is told."""
 
 T = TypeVar("T")
 
@@ -65,14 +75,25 @@ class Stop:
         Raises:
             KafkaException: the call's last error.
         """
-        deadline = time.monotonic() + timeout_s
+        started = told = time.monotonic()
+        pause_s = FIRST_PAUSE_S
         while True:
             try:
                 return call(SLICE_S)
             except KafkaException as error:
                 cause: KafkaError = error.args[0]
-                passing = cause.retriable() or cause.code() == KafkaError._TIMED_OUT
-                if not passing or time.monotonic() > deadline or self.expired():
+                now = time.monotonic()
+                if not is_passing(cause) or now - started > timeout_s or self.expired():
                     raise
-                if cause.code() != KafkaError._TIMED_OUT:
-                    time.sleep(0.05)
+                count = RETRIES.count("transaction")
+                if now - told > TELL_S:
+                    told = now
+                    log.warning(
+                        "Kafka: %s, for %.0f s now; tried again (retry %d)",
+                        named(cause),
+                        now - started,
+                        count,
+                    )
+                if cause.code() != KafkaError._TIMED_OUT:  # that one has already waited
+                    time.sleep(pause_s)
+                    pause_s = min(2 * pause_s, SLICE_S)

@@ -26,13 +26,19 @@ from typing import Any
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
 
 from streams.clients import make_producer, producer_config
-from streams.errors import FreshetError, TransactionLostError, WorkerFencedError
+from streams.errors import BrokerUnavailableError, FreshetError, TransactionLostError, WorkerFencedError
+from streams.kafka_errors import DENIED, FENCED, cause_of, fatal_error, is_passing, named
+from streams.retries import RETRIES
 from streams.settings import Settings
 from streams.stopping import Stop
 
-__all__ = ["OutputRecord", "Transactions", "fence"]
+__all__ = ["OutputRecord", "Transactions", "fence", "transactional_id"]
 
 log = logging.getLogger("freshet.transaction")
+
+OUTAGE_S = 900.0
+"""How long a worker that has begun waits for a broker that went away: restored from the log it goes on as if
+nothing had been. Ended and started again it would find no broker either."""
 
 
 @dataclass(slots=True)
@@ -46,31 +52,15 @@ class OutputRecord:
     headers: Sequence[tuple[str, bytes | str | None]] | None = None
 
 
-_FENCED = frozenset(
-    {
-        KafkaError._FENCED,
-        KafkaError.PRODUCER_FENCED,
-        KafkaError.INVALID_PRODUCER_EPOCH,
-        KafkaError.FENCED_INSTANCE_ID,
-    }
-)
-
-
 _NEVER_TAKEN = frozenset(
     {KafkaError.MSG_SIZE_TOO_LARGE, KafkaError.RECORD_LIST_TOO_LARGE, KafkaError.INVALID_RECORD}
 )
 """What a broker says of a record that it will refuse however often it is sent."""
 
 
-def _cause(error: KafkaException | SystemError) -> KafkaError:
-    """librdkafka's own error. A fatal one that is raised while log lines wait for Python's logger comes out
-    of the client as a SystemError, with the real one as its cause; any other SystemError is raised
-    again."""
-    inner = error if isinstance(error, KafkaException) else error.__cause__
-    if not isinstance(inner, KafkaException):
-        raise error
-    cause: KafkaError = inner.args[0]
-    return cause
+def transactional_id(settings: Settings, worker_id: str) -> str:
+    """The id under which a worker commits: stable over its restarts, so that each fences the one before."""
+    return f"{settings.topics.prefix}freshet-{worker_id}"
 
 
 class Transactions:
@@ -87,7 +77,7 @@ class Transactions:
         self.committed = 0
         self.commit_s = 0.0
         if self.exactly_once:
-            _initialise(self._producer, transactional_id, self._timeout_s, self._stop)
+            _initialise(self._producer, transactional_id, OUTAGE_S, self._stop)
 
     def commit(
         self, records: Iterable[OutputRecord], consumer: Consumer, offsets: list[TopicPartition]
@@ -105,28 +95,33 @@ class Transactions:
             else:
                 self._flush_then_commit(records, consumer, offsets)
         except (KafkaException, SystemError) as error:
-            raise self._failure(_cause(error)) from error
+            raise self._failure(cause_of(error)) from error
         self.committed += 1
         self.commit_s += time.perf_counter() - started
 
     def _failure(self, cause: KafkaError) -> FreshetError:
         """The error to raise for `cause`, after the transaction was aborted where that is allowed."""
-        if cause.code() in _FENCED:
+        RETRIES.count("session")
+        if cause.code() in FENCED:
             return WorkerFencedError(
                 f"{self.transactional_id} was fenced ({cause.name()}): another worker runs under this id, or"
-                " the group took this one for dead and gave its partitions away. Nothing of the open batch"
-                " was committed. Give each worker an --id of its own."
+                " the group took this one for dead and gave its partitions away, or it stood still for longer"
+                " than worker.transaction_timeout_s. Nothing of the open batch was committed. Give each"
+                " worker an --id of its own."
             )
         self._give_up(cause)
         failed, self._failed = self._failed, None  # only now: the abort also brings the delivery reports
         if failed is not None and failed[0].code() in _NEVER_TAKEN:
             return FreshetError(
-                f"{failed[1]}: {failed[0].str()} ({failed[0].name()}). The broker will never take it, so the"
+                f"{failed[1]}: {named(failed[0])}. The broker will never take it, so the"
                 " batch can't be committed: raise max.message.bytes of that topic, then start again."
             )
+        denied = next((e for e in (cause, failed and failed[0]) if e and e.code() in DENIED), None)
+        if denied is not None:
+            place = f" ({failed[1]})" if failed is not None else ""
+            return fatal_error(denied, f"transaction of {self.transactional_id}{place}")
         return TransactionLostError(
-            f"transaction of {self.transactional_id} failed: {cause.str()} ({cause.name()}); "
-            "state is restored from the log"
+            f"transaction of {self.transactional_id} failed: {named(cause)}; state is restored from the log"
         )
 
     def _commit_transaction(
@@ -135,7 +130,7 @@ class Transactions:
         producer = self._producer
         producer.begin_transaction()  # 2
         self._produce(records)  # 3
-        group = consumer.consumer_group_metadata()
+        group = _membership(consumer)
         self._patiently(lambda slice_s: producer.send_offsets_to_transaction(offsets, group, slice_s))  # 4
         self._patiently(producer.commit_transaction)  # 5
         self._check_deliveries()
@@ -179,7 +174,7 @@ class Transactions:
         if error is not None and self._failed is None:
             place = f"{message.topic()}[{message.partition()}]"
             self._failed = (error, f"{place}: a record of {len(message.value() or b'')} bytes")
-            log.error("%s: not delivered: %s", place, error.str())
+            log.error("%s: not delivered: %s", place, named(error))
 
     def _check_deliveries(self) -> None:
         if self._failed is not None:
@@ -192,7 +187,7 @@ class Transactions:
         try:
             self._patiently(self._producer.abort_transaction)
         except (KafkaException, SystemError) as error:
-            log.warning("abort of %s failed too: %s", self.transactional_id, _cause(error).str())
+            log.warning("abort of %s failed too: %s", self.transactional_id, cause_of(error).str())
 
     def close(self) -> None:
         """Let go of the producer; anything still queued is dropped, for it belongs to no committed batch."""
@@ -200,7 +195,20 @@ class Transactions:
             self._producer.purge()
             self._producer.flush(1.0)
         except (KafkaException, SystemError) as error:  # what ended the last transaction, told once more
-            log.warning("producer of %s: %s", self.transactional_id, _cause(error).str())
+            log.warning("producer of %s: %s", self.transactional_id, cause_of(error).str())
+
+
+def _membership(consumer: Consumer) -> Any:
+    """The group's metadata with which the broker checks that this member still owns what it commits.
+
+    Thrown out of the group, a consumer has no member id, and the broker would take its offsets unchecked
+    while the group is empty: that is an error here, as the check would have been.
+    """
+    member = consumer.memberid()
+    group = consumer.consumer_group_metadata()
+    if not member or consumer.memberid() != member:
+        raise KafkaException(KafkaError(KafkaError.UNKNOWN_MEMBER_ID, "the group has thrown this worker out"))
+    return group
 
 
 def fence(settings: Settings, transactional_id: str) -> None:
@@ -218,13 +226,20 @@ def _initialise(producer: Producer, transactional_id: str, timeout_s: float, sto
     """Fence a predecessor of the same id and abort what it left open; retried while the coordinator loads.
 
     Raises:
-        FreshetError: it did not work within `timeout_s`, or is not allowed.
+        BrokerUnavailableError: it did not work within `timeout_s` seconds.
+        FreshetError: it is not allowed.
     """
     try:
         stop.patiently(producer.init_transactions, timeout_s)
-    except KafkaException as error:
-        cause: KafkaError = error.args[0]
-        raise FreshetError(
-            f"transactional id {transactional_id}: {cause.str()} ({cause.name()}). Check that the broker "
-            "answers and that the ACLs allow Write on this transactional id."
-        ) from error
+    except (KafkaException, SystemError) as error:
+        cause = cause_of(error)
+        if is_passing(cause) and stop.is_set():
+            raise TransactionLostError(
+                f"{transactional_id}: told to stop while Kafka did not answer"
+            ) from error
+        if is_passing(cause):
+            raise BrokerUnavailableError(
+                f"transactional id {transactional_id}: {named(cause)} for {timeout_s:g} s. Check that the"
+                " broker runs and that its __transaction_state topic is available."
+            ) from error
+        raise fatal_error(cause, f"transactional id {transactional_id}") from error

@@ -131,6 +131,8 @@ def test_the_new_group_protocol_keeps_users_together() -> None:
 def test_static_membership_is_asked_for_only_with_an_id() -> None:
     assert "group.instance.id" not in consumer_config(with_kafka(), group="g")
     assert consumer_config(with_kafka(), group="g", instance_id="w1")["group.instance.id"] == "w1"
+    modern = consumer_config(with_kafka(group_protocol="consumer"), group="g", instance_id="w1")
+    assert "group.instance.id" not in modern, "a killed one would be refused until its session has expired"
 
 
 def test_transactional_producers_retry_fast_and_give_up_in_time() -> None:

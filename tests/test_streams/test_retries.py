@@ -30,7 +30,7 @@ def test_the_metric_shows_each_kind_of_each_worker() -> None:
     state = MonitorState(10, now=lambda: 1000.0, clock=lambda: 1000.0)
     stats = worker_stats("a", retries=dict.fromkeys(KINDS, 3))
     state.take_stats(msgspec.json.decode(msgspec.json.encode(stats), type=WorkerStats))
-    state.take_stats(worker_stats("b", at=1_000_001))
+    state.take_stats(worker_stats("b", at=1_000_001, retries={}))
     [spec] = [spec for spec in METRICS if spec.name == "freshet_worker_retries_total"]
     assert dict(spec.samples(state)) == {("a", kind): 3 for kind in KINDS}
     assert state_report(state)["workers"][0]["retries"] == dict.fromkeys(KINDS, 3)

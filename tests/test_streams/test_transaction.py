@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import random
+import time
 from collections.abc import Iterator
 
 import pytest
 from confluent_kafka import Consumer, TopicPartition
 
 from streams.clients import consumer_config, make_consumer
-from streams.errors import FreshetError, WorkerFencedError
+from streams.errors import FreshetError, TransactionLostError, WorkerFencedError
 from streams.reading import PartitionReader, watermarks
 from streams.settings import Settings
 from streams.transaction import OutputRecord, Transactions, fence
@@ -22,7 +23,11 @@ TOO_LARGE = random.Random(0).randbytes(1_500_000)
 @pytest.fixture
 def group(settings: Settings) -> Iterator[Consumer]:
     consumer = make_consumer(consumer_config(settings, group=f"{settings.topics.prefix}g"))
-    consumer.assign([TopicPartition(settings.names["events"], 0, 0)])
+    consumer.subscribe([settings.names["events"]])
+    deadline_s = time.monotonic() + 20.0
+    while not consumer.assignment():
+        assert time.monotonic() < deadline_s, "no partition was given"
+        consumer.poll(0.05)
     yield consumer
     consumer.close()
 
@@ -83,6 +88,18 @@ def test_who_is_fenced_commits_nothing(settings: Settings, group: Consumer) -> N
     assert (_values(settings, "interactions"), _committed(settings, group)) == ([b"1", b"2"], 2)
     first.close()
     second.close()
+
+
+def test_who_is_no_member_commits_nothing(settings: Settings) -> None:
+    """Without a member id the broker would take offsets unchecked while the group is empty."""
+    stranger = make_consumer(consumer_config(settings, group=f"{settings.topics.prefix}g"))
+    stranger.assign([TopicPartition(settings.names["events"], 0, 0)])
+    transactions = Transactions(settings, f"{settings.topics.prefix}a")
+    with pytest.raises(TransactionLostError, match="thrown this worker out"):
+        transactions.commit([_record(settings, b"zombie")], stranger, _offsets(settings, 5))
+    assert (_values(settings, "interactions"), _committed(settings, stranger)) == ([], -1001)
+    transactions.close()
+    stranger.close()
 
 
 def test_fencing_ends_a_transaction_that_was_left_open(settings: Settings) -> None:

@@ -1,0 +1,155 @@
+"""Before a partition is restored: nothing that a former owner began may still come to be committed.
+
+A worker that was stopped between its offsets and its commit (a machine that froze, a long pause) can wake up
+and commit after its partitions were given away, and would commit what the new owner has read again meanwhile.
+So, before anything is read:
+
+1. Ask the group's committed offsets, stable ones (KIP-447): the broker does not answer while a transaction
+   that holds offsets of these partitions is open. Once it answers, no such transaction is left, and a new one
+   of a former owner is refused, for the group has gone on.
+2. Where it does not answer: the open transaction's owner stands in the partition's newest record of
+   `user-state`, committed or not. If it has left the group it is fenced, which aborts its transaction now
+   instead of after its timeout.
+
+Reference: KIP-447, Producer scalability for exactly once semantics; KIP-98, section on zombie fencing.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterable, Sequence
+
+import msgspec
+from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
+
+from streams.clients import admin, make_consumer, tail_consumer_config
+from streams.errors import BrokerUnavailableError
+from streams.kafka_errors import is_passing, named
+from streams.reading import PartitionId, watermarks
+from streams.retries import RETRIES
+from streams.settings import Settings
+from streams.transaction import fence
+from streams.user_state import PARTITION_KEY
+
+__all__ = ["Owner", "group_members", "newest_owners", "settle"]
+
+log = logging.getLogger("freshet.takeover")
+
+PATIENT_S = 0.5
+"""Stable offsets come within milliseconds where no transaction is open: after so long, look for its owner."""
+TAIL_RECORDS = 1000
+"""How far back from the end of the changelog a partition's newest record is looked for: a transaction writes
+it behind the users that it touched, `worker.max_batch` at most."""
+GRACE_S = 5.0
+"""Beyond the transaction's timeout: the broker looks for timed-out ones each second or so, ten at most."""
+
+
+class Owner(msgspec.Struct, frozen=True):
+    """Who wrote a partition's record."""
+
+    transactional_id: str
+    worker: str
+
+
+_decoder = msgspec.json.Decoder(Owner)
+
+
+def settle(
+    settings: Settings,
+    consumer: Consumer,
+    transactional_id: str,
+    partitions: Sequence[TopicPartition],
+    should_stop: Callable[[], bool],
+) -> bool:
+    """Steps 1 and 2 for newly assigned `partitions`; False when `should_stop` ended it early.
+
+    Raises:
+        BrokerUnavailableError: no stable offsets within the time in which any open transaction times out.
+        KafkaException: an error that waiting does not mend (not authorised).
+    """
+    timeouts = settings.worker
+    deadline = time.monotonic() + max(timeouts.rpc_timeout_s, timeouts.transaction_timeout_s + GRACE_S)
+    fenced: set[str] = {transactional_id}
+    while not should_stop():
+        reason = _unstable(consumer, list(partitions))  # 1
+        if reason is None:
+            return True
+        RETRIES.count("metadata")
+        if time.monotonic() > deadline:
+            raise BrokerUnavailableError(
+                f"{settings.bootstrap_servers}: no stable offsets of {settings.worker_group}: {reason}. A"
+                " transaction of another worker may be open: it is aborted after its timeout."
+            )
+        for owner in newest_owners(settings, {tp.partition for tp in partitions}):  # 2
+            if owner.transactional_id not in fenced and owner.worker not in group_members(settings):
+                fenced.add(owner.transactional_id)
+                fence(settings, owner.transactional_id)
+    return False
+
+
+def _unstable(consumer: Consumer, partitions: list[TopicPartition]) -> str | None:
+    """Why the group's stable offsets of `partitions` can't be had yet; None when they can."""
+    try:
+        found = consumer.committed(partitions, PATIENT_S)
+    except KafkaException as error:
+        cause: KafkaError = error.args[0]
+        if not is_passing(cause):
+            raise
+        return named(cause)
+    errors = [tp.error for tp in found if tp.error is not None]
+    for cause in errors:
+        if not is_passing(cause):
+            raise KafkaException(cause)
+    return named(errors[0]) if errors else None
+
+
+def group_members(settings: Settings) -> set[str]:
+    """Client ids in the workers' group: a worker's client id is its worker id."""
+    name, timeout_s = settings.worker_group, settings.worker.rpc_timeout_s
+    described = admin(settings).describe_consumer_groups([name], request_timeout=timeout_s)[name].result()
+    return {member.client_id for member in described.members}
+
+
+def newest_owners(settings: Settings, numbers: Iterable[int]) -> set[Owner]:
+    """Who wrote the records of these partitions that stand near the end of `user-state`, uncommitted ones
+    too."""
+    topic = settings.names["user-state"]
+    ends = watermarks(settings, [(topic, number) for number in numbers])
+    starts = {key: max(low, end - TAIL_RECORDS) for key, (low, end) in ends.items() if low < end}
+    owners: set[Owner] = set()
+    for key, value in _uncommitted(settings, starts, {key: end for key, (_, end) in ends.items()}):
+        if key == PARTITION_KEY and value is not None:
+            try:
+                owners.add(_decoder.decode(value))
+            except (msgspec.DecodeError, msgspec.ValidationError) as error:
+                log.warning(
+                    "%s: a partition's record that can't be read (%s): not fenced by it", topic, error
+                )
+    return owners
+
+
+def _uncommitted(
+    settings: Settings, starts: dict[PartitionId, int], ends: dict[PartitionId, int]
+) -> Iterable[tuple[bytes | None, bytes | None]]:
+    """Keys and values from `starts` to `ends`, of open and aborted transactions too."""
+    if not starts:
+        return
+    config = tail_consumer_config(settings, isolation="read_uncommitted")
+    reader = make_consumer({**config, "enable.partition.eof": True})
+    try:
+        reader.assign([TopicPartition(topic, number, start) for (topic, number), start in starts.items()])
+        left, deadline = set(starts), time.monotonic() + settings.worker.rpc_timeout_s
+        while left and time.monotonic() < deadline:
+            for message in reader.consume(2000, 0.05):
+                place = (message.topic() or "", message.partition() or 0)
+                error = message.error()
+                if error is None:
+                    yield message.key(), message.value()
+                elif error.code() != KafkaError._PARTITION_EOF:
+                    log.warning("%s[%d]: %s", *place, error.str())
+                    continue
+                if error is not None or (message.offset() or 0) + 1 >= ends[place]:
+                    left.discard(place)
+    finally:
+        reader.close()

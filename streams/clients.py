@@ -110,7 +110,8 @@ def _group_membership(settings: Settings, user: Mapping[str, Any], instance_id: 
 
     Range alone gives one member the same partition numbers of `events`, `requests` and `users`. Under
     KIP-848 a worker is a dynamic member: a static one that was killed is refused (UNRELEASED_INSTANCE_ID)
-    until its session has expired on the broker, and would only crash until then.
+    until its session has expired on the broker, and would only crash until then. A heartbeat a second, for
+    with its next one a survivor learns that it has partitions to take over.
     """
     together = "events, users and requests of one user must go to one worker (co-partitioning)"
     if _text(user.get("group.protocol", "classic")) == "consumer":
@@ -121,7 +122,7 @@ def _group_membership(settings: Settings, user: Mapping[str, Any], instance_id: 
         **config,
         "group.protocol": "classic",
         "session.timeout.ms": session_ms,
-        "heartbeat.interval.ms": min(3000, max(100, session_ms // 3)),
+        "heartbeat.interval.ms": min(1000, max(100, session_ms // 3)),
         "max.poll.interval.ms": max(60_000, session_ms),
         **_require(user, {"partition.assignment.strategy": ("range", together)}),
     }

@@ -36,7 +36,7 @@ __all__ = ["Owner", "group_members", "newest_owners", "settle"]
 
 log = logging.getLogger("freshet.takeover")
 
-PATIENT_S = 0.5
+PATIENT_S = 0.25
 """Stable offsets come within milliseconds where no transaction is open: after so long, look for its owner."""
 TAIL_RECORDS = 1000
 """How far back from the end of the changelog a partition's newest record is looked for: a transaction writes
@@ -107,7 +107,8 @@ def _unstable(consumer: Consumer, partitions: list[TopicPartition]) -> str | Non
 def group_members(settings: Settings) -> set[str]:
     """Client ids in the workers' group: a worker's client id is its worker id."""
     name, timeout_s = settings.worker_group, settings.worker.rpc_timeout_s
-    described = admin(settings).describe_consumer_groups([name], request_timeout=timeout_s)[name].result()
+    client = admin(settings)  # it must outlive its answer: thrown away before, it never gives one
+    described = client.describe_consumer_groups([name], request_timeout=timeout_s)[name].result(timeout_s)
     return {member.client_id for member in described.members}
 
 

@@ -1,0 +1,221 @@
+"""Who takes a partition over, how soon, and what a rebalance may never do.
+
+Times are measured from the kill, or from the moment at which a started worker knows the learned item state
+(its log says so) and joins the group.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from confluent_kafka import Consumer, KafkaException, Producer, TopicPartition
+
+from streams.clients import consumer_config, make_consumer, make_producer, producer_config
+from streams.errors import BrokerUnavailableError, TopicLayoutError, TransactionLostError
+from streams.settings import Settings
+from streams.shards import Shards
+from streams.source import Source
+from streams.transaction import transactional_id
+from tests.integration.auditor import assert_exactly_once
+from tests.integration.tuned_broker import deployed, log_times, tuned_broker
+from tests.integration.worker_process import (
+    START_MS,
+    Deployment,
+    Input,
+    WorkerProcess,
+    deployment,
+    event,
+    stream_of,
+)
+
+SMALL = {"WORKER__MAX_BATCH": "20"}
+SESSION_S = 6.0
+"""worker_process.FAST: the shortest that a broker takes by default."""
+
+
+@pytest.fixture
+def fleet(settings: Settings, freshet_env: dict[str, str], tmp_path: Path) -> Iterator[Deployment]:
+    with deployment(settings, freshet_env, tmp_path) as made:
+        yield made
+
+
+def _one_each(name: str, partitions: int = 4) -> list[Input]:
+    """One event for each partition."""
+    return [
+        event(f"{name}{p}", f"{name}-user-{p}", f"item-{p}", START_MS + p)._replace(partition=p)
+        for p in range(partitions)
+    ]
+
+
+def _takeover_s(worker: WorkerProcess) -> tuple[float, float]:
+    """Seconds from joining to having restored, and what of it was the restore."""
+    joined, restored = log_times(worker, "item state:")[-1], log_times(worker, "restored partitions")[-1]
+    restore_s = float(re.findall(r"restored partitions .* in ([\d.]+) s", worker.log)[-1])
+    return restored - joined, restore_s
+
+
+def test_the_same_id_restarted_takes_over_at_once(fleet: Deployment) -> None:
+    """Within 2 s and its restore after kill -9; the other worker does not even notice."""
+    workers = {name: fleet.worker(name, **SMALL) for name in ("w1", "w2")}
+    fleet.wait_shared(2)
+    fleet.produce("events", stream_of(600, seed=41))
+    fleet.wait_for(fleet.tail("recommendations"), 100)
+    assigned = workers["w2"].log.count("assigned")
+    workers["w1"].kill()
+    again = fleet.worker("w1", **SMALL)
+    fleet.wait_handled()
+    whole_s, restore_s = _takeover_s(again)
+    assert whole_s - restore_s < 2.0, again.log
+    assert workers["w2"].log.count("assigned") == assigned
+    for worker in (workers["w2"], again):
+        worker.stop()
+    assert len(assert_exactly_once(fleet.settings).rows) == 600
+
+
+class Ghost:
+    """A dead worker's open transaction: records on `user-state` and offsets, sent under its transactional id
+    and never committed."""
+
+    def __init__(self, settings: Settings, worker_id: str, partitions: list[int]) -> None:
+        config = producer_config(settings, transactional_id=transactional_id(settings, worker_id))
+        self.producer: Producer = make_producer({**config, "transaction.timeout.ms": 60_000})
+        self.producer.init_transactions(10)
+        self.producer.begin_transaction()
+        self.producer.produce(settings.names["user-state"], b"not read", b"ghost", partition=partitions[0])
+        self.producer.produce(settings.names["interactions"], b"not read", partition=0)
+        assert self.producer.flush(10) == 0
+        stranger: Consumer = make_consumer(consumer_config(settings, group=settings.worker_group))
+        places = [TopicPartition(settings.names["events"], p, 1) for p in partitions]
+        self.producer.send_offsets_to_transaction(places, stranger.consumer_group_metadata(), 10)
+        stranger.close()
+
+
+def test_a_lost_machine_is_replaced_and_its_open_transaction_fenced(fleet: Deployment) -> None:
+    """Within the session timeout and 3 s, though the dead worker's transaction, open for a minute to come,
+    holds the changelog of one of its partitions and the group's offsets of all of them."""
+    lost = fleet.worker("lost")
+    heir = fleet.worker("heir")
+    fleet.wait_shared(2)
+    fleet.produce("events", _one_each("before"))
+    fleet.wait_handled()
+    given = re.findall(r"events\[(\d)\]", lost.log[lost.log.rindex("assigned") :])
+    killed = time.time()
+    lost.kill()
+    ghost = Ghost(fleet.settings, "lost", sorted({int(number) for number in given}))
+    fleet.produce("events", _one_each("after"))
+    fleet.wait_handled()
+    restored = log_times(heir, "restored partitions")[-1]
+    assert restored - killed < SESSION_S + 3.0, heir.log
+    assert "fencing transactional id" in heir.log
+    with pytest.raises(KafkaException, match=r"(?i)fenced|epoch"):
+        ghost.producer.commit_transaction(10)
+    heir.stop()
+    run = assert_exactly_once(fleet.settings)
+    assert {row.event_id for row in run.rows} == {
+        f"{when}{p}" for when in ("before", "after") for p in range(4)
+    }
+
+
+def test_an_assignment_that_parts_a_user_is_fatal(fleet: Deployment) -> None:
+    """A stranger in the workers' group that reads `events` alone: users' events and requests would part."""
+    settings = fleet.worker_settings()
+    stranger = make_consumer(consumer_config(settings, group=settings.worker_group))
+    stranger.subscribe([settings.names["events"]])
+    deadline = time.monotonic() + 20.0
+    while not stranger.assignment():
+        assert time.monotonic() < deadline
+        stranger.poll(0.1)
+    worker = fleet.worker("w1")
+    while worker.exited() is None and time.monotonic() < deadline + 20.0:
+        stranger.poll(0.1)
+    stranger.close()
+    assert worker.wait(10) == 1
+    assert "other partitions of one input than of the other" in worker.log
+    assert "Something else consumes in this group" in worker.log
+    assert log_times(worker, "restored") == []
+
+
+def test_a_changelog_that_cannot_be_read_ends_the_worker(fleet: Deployment) -> None:
+    """An exception in a rebalance callback: the process ends, and no partition stays without an owner."""
+    fleet.produce("user-state", [Input(b"\x00partition", b"not a record", partition=2)])
+    worker = fleet.worker("w1")
+    assert worker.wait(30) == 1
+    assert re.search(r"freshet: .*user-state\[2\]@0", worker.log)
+    assert "Traceback" not in worker.log
+
+
+class Failing(Shards):
+    """Shards whose restore fails as told."""
+
+    failure: Exception
+
+    def restore(self, *_: object, **__: object) -> bool:
+        raise self.failure
+
+
+def _poll_until(source: Source, deadline: float) -> None:
+    while time.monotonic() < deadline:
+        source.poll(10, 0.1)
+
+
+@pytest.mark.parametrize(
+    ("failure", "comes_out"),
+    [
+        (BrokerUnavailableError("gone"), TransactionLostError),
+        (TopicLayoutError("added"), TopicLayoutError),
+        (RuntimeError("a bug"), RuntimeError),
+    ],
+    ids=["passing", "an operator's", "a bug"],
+)
+def test_what_a_callback_raises_comes_out_of_poll(
+    settings: Settings, failure: Exception, comes_out: type[Exception]
+) -> None:
+    """What passes begins a new session, and all else ends the process; no partition is taken in between."""
+    shards = Failing(settings, settings.worker_group, "id", settings.models.factors.dimension)
+    shards.failure = failure
+    source = Source(settings, shards, "w1", static=True, should_stop=lambda: False, on_state=lambda _: None)
+    deadline = time.monotonic() + 30.0
+    try:
+        with pytest.raises(comes_out, match=str(failure)):
+            _poll_until(source, deadline)
+        assert source.consumer.assignment() == []
+        assert shards.owned == {}
+    finally:
+        source.close()
+
+
+KIP_848 = {"KAFKA__GROUP_PROTOCOL": "consumer", "KAFKA__GROUP_REMOTE_ASSIGNOR": "range"}
+BROKER_SESSION_S = 3.0
+TUNED = {
+    "group.consumer.min.session.timeout.ms": "1000",
+    "group.consumer.session.timeout.ms": str(int(BROKER_SESSION_S * 1000)),
+    "group.consumer.min.heartbeat.interval.ms": "100",
+    "group.consumer.heartbeat.interval.ms": "500",
+}
+
+
+@pytest.mark.kafka
+def test_the_new_group_protocol_works_end_to_end(tmp_path: Path) -> None:
+    """KIP-848: two workers share, one is killed with its partitions, one is restarted, one is stopped; the
+    broker's session timeout, not ours, says how long a lost worker keeps its partitions."""
+    with tuned_broker(TUNED) as broker, deployed(broker, tmp_path) as fleet:
+        lost, heir = (fleet.worker(name, **KIP_848, **SMALL) for name in ("lost", "heir"))
+        fleet.wait_shared(2)
+        fleet.produce("events", stream_of(300, seed=42))
+        fleet.wait_for(fleet.tail("recommendations"), 50)
+        killed = time.time()
+        lost.kill()
+        fleet.wait_handled()
+        failover_s = log_times(heir, "restored partitions")[-1] - killed
+        assert failover_s < BROKER_SESSION_S + 3.0, heir.log
+        again = fleet.worker("lost", **KIP_848, **SMALL)
+        fleet.wait_shared(2)
+        fleet.produce("events", stream_of(300, seed=43, name="more"))
+        fleet.wait_handled()
+        for worker in (again, heir):
+            worker.stop()
+        assert len(assert_exactly_once(fleet.settings).rows) == 600

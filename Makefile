@@ -14,7 +14,7 @@ PYTHON ?=
 TORCH ?=
 UPGRADE ?=
 
-.PHONY: help install demo test test-slow lint format bench docs lock clean distclean need-maven
+.PHONY: help install demo test test-slow lint format bench soak profile docs lock clean distclean need-maven
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' Makefile | awk -F'|' '{ printf "make %-10s %s\n", $$1, $$2 }'
@@ -41,8 +41,14 @@ format: $(STAMP) ## rewrite the sources in the one format
 	$(PY) -m ruff check --fix .
 	$(PY) -m ruff format .
 
-bench: $(STAMP) | need-maven ## event-to-recommendation latency beside a bare echo on the same broker
-	$(PY) -m benchmarks.latency $(ARGS)
+bench: $(STAMP) | need-maven ## the table of speed, each row beside what it is held against (ARGS="--only learn --quick")
+	$(PY) -m benchmarks $(ARGS)
+
+soak: $(STAMP) | need-maven ## two hours' worth of events at full speed: does memory stay flat? (ARGS="--quick")
+	$(PY) -m benchmarks.soak $(ARGS)
+
+profile: $(STAMP) | need-maven ## py-spy on a busy worker, by function (ARGS="--workload ranker")
+	$(PY) -m benchmarks.profile $(ARGS)
 
 docs: $(STAMP) ## the JSON Schemas and the AsyncAPI document, from the code
 	$(PY) -m streams.schemas docs

@@ -1,0 +1,96 @@
+"""Rows `learn` and `faust`: one worker that only learns, beside a bare echo and beside a Faust agent.
+
+The three drain the same prefilled records from one broker in turn, round by round, in topics of that round.
+Worker and echo have the same client settings and at most 5,000 records in a transaction.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from pathlib import Path
+
+from benchmarks.bench import FETCHING, Bench, Deployment, Rate
+from benchmarks.echo import group_of
+from benchmarks.report import Goal, Row, row_of
+from benchmarks.workloads import Stream
+
+__all__ = ["GOALS", "LEARN_ONLY", "drain_echo", "drain_worker", "measure"]
+
+GOALS = (
+    Goal("learn", "learn only, one worker", "bare transactional echo", 0.6),
+    Goal("faust", "learn only, one worker", "Faust agent: one table, one output", 30.0),
+)
+LEARN_ONLY = {**FETCHING, "WORKER__MAX_BATCH": "5000", "TRIGGER__EVENTS": "false"}
+
+
+def measure(bench: Bench, wanted: Collection[str]) -> list[Row]:
+    stream = Stream(bench.size(200_000, 20_000), bench.size(20_000, 4_000), bench.size(5_000, 1_000))
+    peer = Stream(bench.size(20_000, 1_500), stream.users, stream.items)
+    records, peer_records = list(stream.records()), list(peer.records())
+    worker: list[float] = []
+    echo: list[float] = []
+    faust: list[float] = []
+    for _ in range(bench.rounds):
+        with bench.deployment(LEARN_ONLY) as deployment:
+            deployment.fill(deployment.topic("events"), records)
+            worker.append(drain_worker(bench, deployment, stream.count).per_s)
+            if "learn" in wanted:
+                echo.append(drain_echo(bench, deployment, stream.count).per_s)
+            if "faust" in wanted:
+                source = deployment.create("faust-in")
+                deployment.fill(source, peer_records)
+                faust.append(_drain_faust(bench, deployment, source, peer.count).per_s)
+    about = {"workload": stream.describe(), "value_bytes": _mean_bytes(records), "max_batch": 5000}
+    rows = []
+    if echo:
+        rows.append(row_of(GOALS[0], "events/s", worker, echo, **about))
+    if faust:
+        rows.append(row_of(GOALS[1], "events/s", worker, faust, **about, faust_events=peer.count))
+    return rows
+
+
+def drain_worker(bench: Bench, deployment: Deployment, total: int, *, from_share: float = 0.1) -> Rate:
+    """One worker over all of `events`; every record must have been accepted."""
+    child = deployment.worker()
+    rate = bench.drain(deployment, deployment.handled, total, from_share=from_share)
+    deployment.totals(total)
+    deployment.stop(child)
+    return rate
+
+
+def drain_echo(
+    bench: Bench,
+    deployment: Deployment,
+    total: int,
+    values: Path | None = None,
+    *,
+    from_share: float = 0.1,
+) -> Rate:
+    """The echo over the same records, its output in a topic of its own."""
+    source, target = deployment.topic("events"), deployment.create("echo-out")
+    command = ["benchmarks.echo", source, target, *([] if values is None else [str(values)])]
+    child = deployment.spawn("echo", command)
+    rate = bench.drain(
+        deployment,
+        lambda: deployment.committed(group_of(source), source),
+        total,
+        from_share=from_share,
+    )
+    deployment.stop(child)
+    return rate
+
+
+def _drain_faust(bench: Bench, deployment: Deployment, source: str, total: int) -> Rate:
+    target = deployment.create("faust-out")
+    changelog = f"faust-{source}-counts-changelog"
+    child = deployment.spawn(
+        "faust", ["benchmarks.faust_agent", source, target, str(deployment.folder / "faust")]
+    )
+    rate = bench.drain(deployment, lambda: deployment.written(target), total)
+    deployment.stop(child)
+    deployment.remove(changelog)
+    return rate
+
+
+def _mean_bytes(records: list[tuple[bytes, bytes]]) -> float:
+    return round(sum(len(value) for _, value in records) / len(records), 1)

@@ -1,0 +1,130 @@
+"""The benchmarks' own arithmetic, and a few rows in small: that they run and fit together, not how fast."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from xml.etree import ElementTree
+
+import msgspec
+import pytest
+
+from benchmarks.__main__ import MEASUREMENTS, NAMES, run
+from benchmarks.bench import open_bench
+from benchmarks.memory import raw_user_bytes
+from benchmarks.plots import line_plot
+from benchmarks.profile import function_table, parse
+from benchmarks.report import Goal, row_of, table
+from benchmarks.soak import Generations, slope_per_s
+from benchmarks.workloads import Stream
+from streams.events import Event
+from streams.settings import Settings, ValidationSettings
+
+SMALL = ("learn", "lists_online", "latency_500_p50", "latency_500_p99")
+
+
+def test_a_stream_is_the_same_each_time_and_has_the_shape_of_events() -> None:
+    stream = Stream(500, 50, 30)
+    records = list(stream.records())
+    assert records == list(stream.records())
+    assert len({msgspec.json.decode(value, type=Event).event_id for _, value in records}) == 500
+    assert 200 <= sum(len(value) for _, value in records) / 500 <= 300
+    for key, value in records:
+        event = msgspec.json.decode(value, type=Event)
+        assert event.user_id.encode() == key
+        assert event.item_id is not None
+        assert event.event_type in ValidationSettings().weights()
+
+
+def test_a_skewed_stream_has_favourites_and_an_even_one_has_none() -> None:
+    def largest_share(skew: float) -> float:
+        keys = [key for key, _ in Stream(5000, 500, 30, skew=skew).records()]
+        return max(keys.count(key) for key in set(keys)) / len(keys)
+
+    assert largest_share(1.5) > 0.04 > largest_share(0.0)
+
+
+def test_generations_come_and_go() -> None:
+    plan = Generations(count=400, users=40, items=20, stay=100)
+    users = [{key for key, _ in plan.records(start, 100)} for start in range(0, plan.count, plan.stay)]
+    assert not users[0] & users[2]
+    assert users[0] & users[1]
+    assert len(set.union(*users)) <= plan.met()["users"]
+    assert list(plan.records(0, 400)) == [r for start in (0, 200) for r in plan.records(start, 200)]
+
+
+def test_a_row_reports_the_median_of_its_rounds_and_whether_the_bar_was_met() -> None:
+    rate = row_of(Goal("a", "ours", "theirs", 0.6), "events/s", [10.0, 30.0, 80.0], [20.0, 40.0, 50.0])
+    assert rate.reached == 0.75
+    assert rate.met
+    delay = row_of(Goal("b", "ours", "theirs", 2.0, "lower"), "ms", [30.0], [10.0])
+    assert delay.met is False
+    open_ended = row_of(Goal("c", "ours", "theirs", None), "s", [3.0], [1.0])
+    assert open_ended.met is None
+    lines = table([rate, delay, open_ended]).splitlines()
+    assert [line.split("|")[-2].strip() for line in lines] == ["met", "---", "yes", "NO", ""]
+
+
+def test_names_of_rows_are_unique() -> None:
+    assert len(set(NAMES)) == len(NAMES) >= 12
+    assert len(MEASUREMENTS) <= len(NAMES)
+
+
+def test_a_profile_counts_the_worker_loop_alone() -> None:
+    raw = (
+        "main (streams/cli.py:1);run (streams/worker.py:9);read (streams/intake.py:3) 30\n"
+        "main (streams/cli.py:1);run (streams/worker.py:7) 10\n"
+        "thread (threading.py:5);poll (other.py:1) 60\n"
+    )
+    profile = parse(raw, us_per_event=20.0)
+    assert profile.samples == 40
+    assert profile.total["run (streams/worker.py)"] == 40
+    assert "| `read (streams/intake.py)` | 75.0% | 15.00 | 75.0% |" in function_table(profile)
+    assert "poll" not in function_table(profile)
+
+
+def test_the_slope_is_that_of_the_second_half() -> None:
+    growing = [(float(x), 100.0 + 2.0 * x) for x in range(50)]
+    assert slope_per_s(growing) == pytest.approx(2.0)
+    flat_at_the_end = [(float(x), min(50.0, float(x))) for x in range(200)]
+    assert slope_per_s(flat_at_the_end) == pytest.approx(0.0, abs=1e-9)
+
+
+def test_a_plot_is_well_formed_and_stays_on_the_page(tmp_path: Path) -> None:
+    file = tmp_path / "a.svg"
+    lines = {"a < b": [(1_000.0, 3.0), (1_000_000.0, 7.5)], "c": [(1_000.0, 0.0), (10_000.0, 1.0)]}
+    line_plot(file, "A title", "items", "µs", lines, log_x=True)
+    root = ElementTree.fromstring(file.read_text("utf-8"))
+    places = [
+        tuple(map(float, point.split(",")))
+        for line in root.iter("{http://www.w3.org/2000/svg}polyline")
+        for point in line.attrib["points"].split()
+    ]
+    assert len(places) == 4
+    assert all(0 <= x <= 640 and 0 <= y <= 360 for x, y in places)
+    with pytest.raises(ValueError, match="nothing to plot"):
+        line_plot(file, "empty", "x", "y", {"a": []})
+
+
+def test_packed_arrays_of_a_user_are_counted_field_by_field() -> None:
+    raw = raw_user_bytes()
+    assert raw["factor"] == 256
+    assert raw["seen items"] == 200
+    assert sum(raw.values()) < 4096
+
+
+def test_rows_in_small_have_figures_that_belong_together(
+    kafka: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FRESHET_KAFKA__BOOTSTRAP_SERVERS", kafka.bootstrap_servers)
+    with open_bench(quick=True, rounds=1) as bench:
+        rows, failed = run(bench, SMALL, tmp_path)
+    assert not failed
+    assert {row.goal.name for row in rows} == set(SMALL)
+    for name in SMALL:
+        stored = json.loads((tmp_path / f"{name}.json").read_text("utf-8"))
+        assert math.isfinite(stored["reached"])
+        assert stored["reached"] == pytest.approx(stored["ours_median"] / stored["against_median"], rel=0.02)
+        assert stored["environment"]["versions"]["numpy"]
+        assert stored["met"] in (True, False)

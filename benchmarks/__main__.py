@@ -18,7 +18,7 @@ import click
 
 from benchmarks import answering, growth, latency, learning, memory
 from benchmarks.bench import Bench, open_bench
-from benchmarks.report import Goal, Row, environment, table, write
+from benchmarks.report import DOCUMENT, Goal, Row, environment, put_into, table, write
 from streams.errors import FreshetError
 
 __all__ = ["MEASUREMENTS", "run"]
@@ -71,8 +71,9 @@ def _chosen(only: str) -> tuple[str, ...]:
 @click.option("--only", default="", help=f"Rows, comma-separated, of: {', '.join(NAMES)}.")
 @click.option("--quick", is_flag=True, help="Everything small, one round: does it run at all?")
 @click.option("--rounds", type=click.IntRange(1, 50), help="Interleaved rounds; 5, or 1 with --quick.")
+@click.option("--docs", is_flag=True, help="Put the table into docs/performance.md too.")
 @click.option("--results", type=click.Path(path_type=Path, file_okay=False), default=RESULTS)
-def main(only: str, quick: bool, rounds: int | None, results: Path) -> None:
+def main(only: str, quick: bool, rounds: int | None, docs: bool, results: Path) -> None:
     """Measure, write one JSON file a row, print the table."""
     names = _chosen(only)
     with open_bench(quick=quick, rounds=rounds or (1 if quick else 5)) as bench:
@@ -81,6 +82,8 @@ def main(only: str, quick: bool, rounds: int | None, results: Path) -> None:
     click.echo(text)
     results.mkdir(parents=True, exist_ok=True)
     (results / "table.md").write_text(text + "\n", "utf-8")
+    if docs:
+        put_into(DOCUMENT, "table", text)
     if failed:
         click.echo("not measured:\n" + "\n".join(failed), err=True)
         sys.exit(1)

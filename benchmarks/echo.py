@@ -17,7 +17,7 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
-from confluent_kafka import Consumer, KafkaException, Producer
+from confluent_kafka import Consumer, KafkaException, Message, Producer
 
 from streams.clients import consumer_config, make_consumer, make_producer, producer_config
 from streams.settings import load_settings
@@ -49,9 +49,7 @@ def main(source: str, target: str, values_file: str | None = None) -> None:
         batch = consumer.consume(1, poll_s)
         if batch and limit > 1:
             batch += consumer.consume(limit - 1, 0)
-        for message in batch:
-            if (error := message.error()) is not None:
-                raise KafkaException(error)
+        batch = [message for message in batch if _is_record(message)]
         if batch:
             producer.begin_transaction()
             _produce(producer, target, batch, values)
@@ -59,7 +57,15 @@ def main(source: str, target: str, values_file: str | None = None) -> None:
     consumer.close()
 
 
-def _produce(producer: Producer, target: str, batch: list, values: Iterator[bytes] | None) -> None:  # type: ignore[type-arg]
+def _is_record(message: Message) -> bool:
+    """False for a passing error, such as a topic that the broker has only just made."""
+    error = message.error()
+    if error is not None and error.fatal():
+        raise KafkaException(error)
+    return error is None
+
+
+def _produce(producer: Producer, target: str, batch: list[Message], values: Iterator[bytes] | None) -> None:
     produce = producer.produce
     for message in batch:
         value = message.value() if values is None else next(values)

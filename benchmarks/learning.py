@@ -8,11 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from pathlib import Path
+from typing import Any
 
 from benchmarks.bench import FETCHING, Bench, Deployment, Rate
 from benchmarks.echo import group_of
 from benchmarks.report import Goal, Row, row_of
 from benchmarks.workloads import Stream
+from streams.reading import PartitionReader, watermarks
+from streams.records import Record
 
 __all__ = ["GOALS", "LEARN_ONLY", "drain_echo", "drain_worker", "measure"]
 
@@ -30,17 +33,24 @@ def measure(bench: Bench, wanted: Collection[str]) -> list[Row]:
     worker: list[float] = []
     echo: list[float] = []
     faust: list[float] = []
+    written: dict[str, float] = {}
     for _ in range(bench.rounds):
         with bench.deployment(LEARN_ONLY) as deployment:
             deployment.fill(deployment.topic("events"), records)
             worker.append(drain_worker(bench, deployment, stream.count).per_s)
+            written = written or _written(deployment, stream.count)
             if "learn" in wanted:
                 echo.append(drain_echo(bench, deployment, stream.count).per_s)
             if "faust" in wanted:
                 source = deployment.create("faust-in")
                 deployment.fill(source, peer_records)
                 faust.append(_drain_faust(bench, deployment, source, peer.count).per_s)
-    about = {"workload": stream.describe(), "value_bytes": _mean_bytes(records), "max_batch": 5000}
+    about: dict[str, Any] = {
+        "workload": stream.describe(),
+        "value_bytes": _mean_bytes(records),
+        "max_batch": 5000,
+    }
+    about["written_bytes_an_event"] = written
     rows = []
     if echo:
         rows.append(row_of(GOALS[0], "events/s", worker, echo, **about))
@@ -90,6 +100,24 @@ def _drain_faust(bench: Bench, deployment: Deployment, source: str, total: int) 
     deployment.stop(child)
     deployment.remove(changelog)
     return rate
+
+
+def _written(deployment: Deployment, events: int) -> dict[str, float]:
+    """Bytes that the worker wrote for an event, keys and values uncompressed, by topic."""
+    sizes: dict[str, float] = {}
+    for name, count in (("interactions", 1), ("user-state", deployment.partitions)):
+        keys = [(deployment.topic(name), partition) for partition in range(count)]
+        spans = watermarks(deployment.settings, keys)
+        total = [0]
+
+        def take(message: Record, total: list[int] = total) -> None:
+            total[0] += len(message.value() or b"") + len(message.key() or b"")
+
+        reader = PartitionReader(deployment.settings, {key: low for key, (low, _) in spans.items()})
+        reader.read_to({key: end for key, (_, end) in spans.items()}, take)
+        reader.close()
+        sizes[name] = round(total[0] / events, 1)
+    return sizes
 
 
 def _mean_bytes(records: list[tuple[bytes, bytes]]) -> float:

@@ -1,6 +1,6 @@
 """Where the microseconds go: py-spy on a worker that is behind, as a table by function.
 
-    python -m benchmarks.profile [--workload learn|lists|ranker] [--events N] [--seconds 10] [--out TABLE.md]
+    python -m benchmarks.profile [--workload learn|lists|ranker] [--events N] [--seconds 10] [--docs]
 
 Samples of the worker's own thread that is not idle are counted by function: `self` is time in the function
 itself (with what it calls in C or compiled code), `total` includes what it calls in Python. Both are shown as
@@ -25,6 +25,7 @@ from benchmarks.answering import LISTS, wait_ready
 from benchmarks.bench import Bench, open_bench
 from benchmarks.learning import LEARN_ONLY
 from benchmarks.ranker_model import VERSION, announce_random, publish_random
+from benchmarks.report import DOCUMENT, put_into
 from benchmarks.workloads import Stream, item_name
 from streams.errors import FreshetError
 
@@ -140,16 +141,16 @@ def _spy(pid: int, seconds: int, raw: Path) -> None:
 @click.option("--workload", type=click.Choice(["learn", "lists", "ranker"]), default="learn")
 @click.option("--events", default=1_000_000, show_default=True)
 @click.option("--seconds", default=10, show_default=True)
-@click.option("--out", type=click.Path(path_type=Path), help="Write the table here too.")
-def main(workload: str, events: int, seconds: int, out: Path | None) -> None:
+@click.option("--docs", is_flag=True, help="Put the table into docs/performance.md too.")
+def main(workload: str, events: int, seconds: int, docs: bool) -> None:
     """Profile one worker and print its functions by their own time."""
     with open_bench() as bench:
         profile = sample(bench, workload, events, seconds)
     head = f"`{workload}`: {profile.us_per_event:.1f} µs an event, {profile.samples} samples\n\n"
     text = head + function_table(profile)
     click.echo(text)
-    if out is not None:
-        out.write_text(text + "\n", "utf-8")
+    if docs:
+        put_into(DOCUMENT, f"profile {workload}", text)
 
 
 if __name__ == "__main__":

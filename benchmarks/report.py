@@ -15,11 +15,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-__all__ = ["Goal", "Row", "environment", "row_of", "table", "write"]
+__all__ = ["DOCUMENT", "Goal", "Row", "environment", "put_into", "row_of", "table", "write"]
 
 PACKAGES = (
     "confluent-kafka", "faust-streaming", "msgspec", "numba", "numpy", "onnxruntime-gpu", "river", "torch",
 )  # fmt: skip
+DOCUMENT = Path(__file__).parent.parent / "docs" / "performance.md"
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,3 +137,16 @@ def _cells(row: Row) -> tuple[str, ...]:
 
 def _figure(value: float) -> str:
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
+def put_into(document: Path, name: str, text: str) -> None:
+    """Replace what stands in `document` between `<!-- name -->` and `<!-- /name -->`.
+
+    Raises:
+        ValueError: the marks are not there.
+    """
+    before, begin, rest = document.read_text("utf-8").partition(f"<!-- {name} -->\n")
+    _, end, after = rest.partition(f"<!-- /{name} -->")
+    if not begin or not end:
+        raise ValueError(f"{document}: no marks <!-- {name} --> and <!-- /{name} -->")
+    document.write_text(before + begin + text.rstrip() + "\n" + end + after, "utf-8")

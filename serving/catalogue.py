@@ -7,6 +7,7 @@ learned, and showing it again brings everything back.
 from __future__ import annotations
 
 import heapq
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,6 +24,11 @@ MAX_CATEGORY_MASKS = 64
 """Sets of categories whose masks are kept, the latest asked for: at a byte an item, 64 MB for a million
 items."""
 
+Bool = npt.NDArray[np.bool_]
+Int32 = npt.NDArray[np.int32]
+Watcher = Callable[[Int32 | None], None]
+"""Told the rows int32[m] whose item or title changed; None: all, the table was replaced."""
+
 
 @dataclass(frozen=True, slots=True)
 class CatalogueEntry:
@@ -38,16 +44,18 @@ class Catalogue:
     """Entries by item id, and a mask over the rows of the learned state's item table.
 
     An item that is not in the catalogue may be served: the catalogue is optional. One that was removed from
-    it may not, until it is put in again.
+    it may not, until it is put in again. Masks are kept and amended: asking for one costs what has changed
+    since, not what the catalogue holds.
     """
 
     def __init__(self, items: ItemTable) -> None:
-        self._items = items
+        self.items = items
         self._entries: dict[str, CatalogueEntry] = {}
         self._removed: set[str] = set()
-        self._servable = np.ones(0, dtype=np.bool_)
+        self._servable = _Mask()
         self._due: list[tuple[int, str]] = []
-        self._in_categories: dict[frozenset[str], npt.NDArray[np.bool_]] = {}
+        self._in_categories: dict[frozenset[str], _Mask] = {}
+        self._watchers: list[Watcher] = []
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -75,10 +83,20 @@ class Catalogue:
 
     def bind(self, items: ItemTable, now_ms: int) -> None:
         """Use another item table, as after a snapshot was loaded."""
-        self._items = items
-        self._servable = np.ones(0, dtype=np.bool_)
+        self.items = items
+        self._servable = _Mask()
         self._in_categories.clear()
+        self._tell(None)
         self.mask(now_ms)
+
+    def watch(self, watcher: Watcher) -> None:
+        """Have `watcher` told of every row whose item or title changes."""
+        self._watchers.append(watcher)
+
+    def rows_changed(self, rows: Int32, now_ms: int) -> None:
+        """Look anew at rows of the item table that were given to other items, or to none (id "")."""
+        self._amend(rows, now_ms)
+        self._tell(rows)
 
     def is_servable(self, item_id: str, now_ms: int) -> bool:
         """Neither hidden, nor removed, nor expired, nor not yet published."""
@@ -91,31 +109,23 @@ class Catalogue:
             and (entry.published_ms is None or entry.published_ms <= now_ms)
         )
 
-    def mask(self, now_ms: int) -> npt.NDArray[np.bool_]:
-        """bool[rows of the item table]: may be served at `now_ms`."""
+    def mask(self, now_ms: int) -> Bool:
+        """bool[rows of the item table]: may be served at `now_ms`. A view, amended by later calls."""
         while self._due and self._due[0][0] <= now_ms:
             self._refresh(heapq.heappop(self._due)[1], now_ms)
-        known, rows = len(self._servable), len(self._items)
-        if rows > known:
-            new = [self.is_servable(item_id, now_ms) for item_id in self._items.ids[known:]]
-            self._servable = np.concatenate((self._servable, np.array(new, dtype=np.bool_)))
-        return self._servable
+        return self._servable.grown(self.items.ids, lambda item_id: self._may_serve(item_id, now_ms))
 
     def in_categories(self, item_id: str, wanted: frozenset[str]) -> bool:
         entry = self._entries.get(item_id)
         return entry is not None and not wanted.isdisjoint(entry.categories)
 
-    def category_mask(self, wanted: frozenset[str]) -> npt.NDArray[np.bool_]:
-        """bool[rows]: in at least one of the wanted categories. Kept, and amended as items come and
-        change."""
-        mask = self._in_categories.pop(wanted, np.ones(0, dtype=np.bool_))
-        if len(mask) < len(self._items):
-            new = [self.in_categories(item_id, wanted) for item_id in self._items.ids[len(mask) :]]
-            mask = np.concatenate((mask, np.array(new, dtype=np.bool_)))
+    def category_mask(self, wanted: frozenset[str]) -> Bool:
+        """bool[rows]: in at least one of the wanted categories. A view, amended by later calls."""
+        mask = self._in_categories.pop(wanted, None) or _Mask()
         self._in_categories[wanted] = mask
         if len(self._in_categories) > MAX_CATEGORY_MASKS:
             del self._in_categories[next(iter(self._in_categories))]
-        return mask
+        return mask.grown(self.items.ids, lambda item_id: self.in_categories(item_id, wanted))
 
     def title(self, item_id: str) -> str:
         """The item's title, or its id where it has none."""
@@ -126,10 +136,45 @@ class Catalogue:
         entry = self._entries.get(item_id)
         return (None, None) if entry is None else (entry.published_ms, entry.expires_ms)
 
+    def _may_serve(self, item_id: str, now_ms: int) -> bool:
+        return item_id != "" and self.is_servable(item_id, now_ms)  # a freed row has no id
+
     def _refresh(self, item_id: str, now_ms: int) -> None:
-        row = self._items.row(item_id)
-        if 0 <= row < len(self._servable):
-            self._servable[row] = self.is_servable(item_id, now_ms)
-        for wanted, mask in self._in_categories.items():
-            if 0 <= row < len(mask):
-                mask[row] = self.in_categories(item_id, wanted)
+        row = self.items.row(item_id)
+        if row >= 0:
+            rows = np.array([row], dtype=np.int32)
+            self._amend(rows, now_ms)
+            self._tell(rows)
+
+    def _amend(self, rows: Int32, now_ms: int) -> None:
+        for row in rows.tolist():
+            item_id = self.items.ids[row]
+            self._servable.put(row, self._may_serve(item_id, now_ms))
+            for wanted, mask in self._in_categories.items():
+                mask.put(row, self.in_categories(item_id, wanted))
+
+    def _tell(self, rows: Int32 | None) -> None:
+        for watcher in self._watchers:
+            watcher(rows)
+
+
+class _Mask:
+    """bool by row, filled as rows come; its memory doubles, so that growing costs what is new."""
+
+    def __init__(self) -> None:
+        self._values = np.zeros(0, dtype=np.bool_)
+        self._known = 0
+
+    def grown(self, ids: Sequence[str], holds: Callable[[str], bool]) -> Bool:
+        rows = len(ids)
+        if rows > self._known:
+            if rows > len(self._values):
+                more = np.zeros(max(rows, 2 * len(self._values), 1024) - len(self._values), dtype=np.bool_)
+                self._values = np.concatenate((self._values, more))
+            self._values[self._known : rows] = [holds(item_id) for item_id in ids[self._known : rows]]
+            self._known = rows
+        return self._values[:rows]
+
+    def put(self, row: int, value: bool) -> None:
+        if row < self._known:
+            self._values[row] = value

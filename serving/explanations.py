@@ -1,61 +1,56 @@
-"""Why an item stands in a list, in the user's own items where there are any."""
+"""Why an item stands in a list, in the user's own items where there are any: lists as objects and words.
+
+`serving.list_encoding` writes the same words as bytes, from the same `WORDS`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
+from online_models.item_table import ItemTable
 from serving.catalogue import Catalogue
-from serving.query import RankedItem
+from serving.kernels import KINDS, REQUEST
+from serving.query import RankedBatch, RankedItem, RankedList
 from serving.retrieval import SOURCES
 
-__all__ = ["BECAUSE", "explained"]
-
-BECAUSE = 2
-"""Recent items named in a reason at most."""
+__all__ = ["QUOTES", "SOURCES_OF", "WORDS", "ranked_list"]
 
 SOURCES_OF = [
     [name for bit, name in enumerate(SOURCES) if bits >> bit & 1] for bits in range(1 << len(SOURCES))
 ]
 """Names of the sources for every value of the bits."""
 
+WORDS: dict[tuple[str, bool], tuple[str, str]] = {
+    ("covisitation", True): ("People who chose ", " also chose this"),
+    ("ranker", True): ("Often comes after ", ""),
+    ("ranker", False): ("Close to your taste", ""),
+    ("factors", False): ("Close to your taste", ""),
+    ("request", False): ("Among the items you asked about", ""),
+    ("popularity", False): ("Popular now", ""),
+}
+"""What is said before and after the titles that a reason of a kind names; or, without any, instead."""
+QUOTES = ("“", "” and “", "”")
+"""What stands before, between and behind the titles."""
 
-def explained(
-    item_id: str,
-    score: float,
-    source_bits: int,
-    because: list[str],
-    newest: Sequence[str],
-    catalogue: Catalogue,
+
+def ranked_list(batch: RankedBatch, position: int, items: ItemTable, catalogue: Catalogue) -> RankedList:
+    """One list of the batch as objects, with the strongest reason of each item in words."""
+    ids, length = items.ids, int(batch.length[position])
+    columns = (batch.rows, batch.scores, batch.sources, batch.kinds, batch.because)
+    ranked = []
+    for row, score, bits, kind, because in zip(
+        *(column[position, :length].tolist() for column in columns), strict=True
+    ):
+        named = [ids[reason] for reason in because if reason >= 0]
+        ranked.append(_item(ids[row], score, bits, KINDS[kind], named, catalogue))
+    for item_id, score in batch.unknown.get(position, ()):
+        ranked.append(_item(item_id, score, REQUEST, "request", [], catalogue))
+    return RankedList(ranked, batch.ranker, batch.degraded)
+
+
+def _item(
+    item_id: str, score: float, bits: int, kind: str, because: list[str], catalogue: Catalogue
 ) -> RankedItem:
-    """A ranked item with its strongest reason.
-
-    `because` holds the user's recent items that speak for it, the strongest first; `newest` the newest item
-    alone, or nothing, for the ranker, which reads the whole history and gives no parts.
-    """
-    sources = list(SOURCES_OF[source_bits])
-    kind = "covisitation" if because else _kind_without_neighbours(sources)
-    if kind == "ranker":
-        because = list(newest)
-    return RankedItem(item_id, score, sources, kind, because, _text(kind, because, catalogue))
-
-
-def _kind_without_neighbours(sources: list[str]) -> str:
-    for kind in ("request", "ranker", "factors"):
-        if kind in sources:
-            return kind
-    return "popularity"
-
-
-def _text(kind: str, because: list[str], catalogue: Catalogue) -> str:
-    quoted = " and ".join([f"“{catalogue.title(item_id)}”" for item_id in because])
-    match kind:
-        case "covisitation":
-            return f"People who chose {quoted} also chose this"
-        case "ranker" if because:
-            return f"Often comes after {quoted}"
-        case "ranker" | "factors":
-            return "Close to your taste"
-        case "request":
-            return "Among the items you asked about"
-        case _:
-            return "Popular now"
+    before, after = WORDS[kind, bool(because)]
+    opening, between, closing = QUOTES
+    titles = between.join([catalogue.title(named) for named in because])
+    quoted = f"{opening}{titles}{closing}" if because else ""
+    return RankedItem(item_id, score, list(SOURCES_OF[bits]), kind, because, f"{before}{quoted}{after}")

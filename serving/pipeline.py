@@ -1,6 +1,6 @@
 """From users to ordered lists: the whole of it on one screen.
 
-    queries ─► context ─► retrieve (what each user may get) ─► score ─► best ─► explain ─► lists
+    queries ─► retrieve (what each user may get) ─► score ─► best ─► explain ─► lists
 
 Each step is one call for all users of the batch; the loops over items are in `serving.kernels`.
 """
@@ -8,7 +8,8 @@ Each step is one call for all users of the batch; the loops over items are in `s
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
@@ -16,17 +17,22 @@ import numpy.typing as npt
 from online_models.item_state import ItemState
 from serving import kernels
 from serving.catalogue import Catalogue
-from serving.explanations import BECAUSE, explained
+from serving.explanations import ranked_list
 from serving.filters import Filter
-from serving.query import Query, RankedItem, RankedList
+from serving.query import Query, QueryBatch, RankedBatch, RankedList
 from serving.ranker.ranker import Ranker
-from serving.retrieval import Context, Retriever, user_context
+from serving.retrieval import FactorCandidates, Retriever
+from serving.retrieval.learned import learned_arrays
 from serving.scoring import RankerView, Scores, score
 from serving.settings import ServingSettings
 
 __all__ = ["Pipeline"]
 
 Int32 = npt.NDArray[np.int32]
+
+MAX_CELLS = 262_144
+"""Candidates of one call of the kernels, padding included: one request may name 10,000, which would widen
+every user's row. 5 MB."""
 
 
 class Pipeline:
@@ -37,11 +43,17 @@ class Pipeline:
     takes another ranker (or none) between two calls. One thread at a time.
     """
 
-    def __init__(self, items: ItemState, catalogue: Catalogue, settings: ServingSettings) -> None:
+    def __init__(
+        self,
+        items: ItemState,
+        catalogue: Catalogue,
+        settings: ServingSettings,
+        nearest: FactorCandidates | None = None,
+    ) -> None:
         self.items = items
         self.catalogue = catalogue
         self.settings = settings
-        self._retriever = Retriever(items, settings)
+        self._retriever = Retriever(items, settings, nearest)
         self._view: RankerView | None = None
         self._warm_up()
 
@@ -52,84 +64,105 @@ class Pipeline:
     def ranker(self) -> str | None:
         return None if self._view is None else self._view.ranker.version
 
-    def recommend(self, queries: Sequence[Query]) -> list[RankedList]:
-        """One list for each query, in the queries' order; shorter than asked for only when no more items may
-        be served.
+    @property
+    def history_length(self) -> int:
+        """Recent items that `recommend_batch` reads of each user: changes with the ranker."""
+        related = self.items.covisitation.query_length
+        return related if self._view is None else max(related, self._view.ranker.history_length)
 
-        By falling score, equal scores by item id.
-        """
+    def rows_changed(self, rows: Int32) -> None:
+        """Look anew at rows of the item table that were given to other items, or to none."""
+        self.catalogue.rows_changed(rows, int(time.time() * 1000))
+        if self._view is not None:
+            self._view.rows_changed(self.items.items.ids, rows)
+
+    def recommend(self, queries: Sequence[Query]) -> list[RankedList]:
+        """`recommend_batch` with ids and objects for columns: one list for each query, in their order."""
         if not queries:
             return []
-        allowed = Filter(self.items.items, self.catalogue, int(time.time() * 1000))
-        context = user_context(queries, self.items)
-        found = self._retriever.retrieve(context, allowed)
-        scores = score(context, found, self.items, self._view, self.settings)
-        columns = self._best(context, found, scores)
-        lists = self._explain(context, found, scores, columns)
-        for query, ranked in zip(queries, lists, strict=True):
-            ranked.items += self._asked_for_but_unknown(query, allowed, ranked.items)
-        return lists
+        items = self.items.items
+        ranked = self.recommend_batch(QueryBatch.of(queries, items, self.history_length))
+        return [ranked_list(ranked, position, items, self.catalogue) for position in range(len(queries))]
 
-    def _best(self, context: Context, found: kernels.Found, scores: Scores) -> Int32:
-        """The best candidates of each user, best first: columns int32[n, K], -1 padded."""
-        queries, ids = context.queries, self.items.items.ids
-        count = np.array([query.count for query in queries], dtype=np.int32)
-        columns = np.empty((len(queries), min(int(count.max()), found.rows.shape[1])), dtype=np.int32)
-        tied = np.empty(len(queries), dtype=np.bool_)
-        kernels.best(found, scores.blended, count, columns, tied)
+    def recommend_batch(self, batch: QueryBatch) -> RankedBatch:
+        """One list for each query; shorter than asked for only when no more items may be served.
+
+        By falling score, equal scores by item id. When the ranker fails, all lists are made without it.
+        """
+        if not len(batch):
+            return RankedBatch.empty(0, 0)
+        allowed = Filter(self.items.items, self.catalogue, int(time.time() * 1000))
+        ranked = self._in_parts(batch, allowed, self._view)
+        if ranked.degraded is not None:
+            ranked = replace(self._in_parts(batch, allowed, None), degraded=ranked.degraded)
+        if batch.requests:
+            self._add_unknown(ranked, batch, allowed)
+        return ranked
+
+    def _in_parts(self, batch: QueryBatch, allowed: Filter, view: RankerView | None) -> RankedBatch:
+        rooms = self._retriever.rooms(batch)
+        if len(batch) * int(rooms.max()) <= MAX_CELLS:
+            return self._rank(batch, allowed, view)
+        ranked = RankedBatch.empty(len(batch), int(np.minimum(batch.count, rooms).max()))
+        for positions in _parts(rooms):
+            part = self._rank(batch.take(positions), allowed, view)
+            ranked.put(positions, part)
+            ranked.ranker, ranked.degraded = part.ranker, part.degraded
+            if part.degraded is not None:
+                break
+        return ranked
+
+    def _rank(self, batch: QueryBatch, allowed: Filter, view: RankerView | None) -> RankedBatch:
+        wanted, found = self._retriever.retrieve(batch, allowed)
+        scores = score(wanted, batch.seen_count, found, self.items, view, self.settings)
+        ranked = RankedBatch.empty(len(batch), min(int(batch.count.max()), found.rows.shape[1]))
+        self._choose(batch, found, scores, ranked)
+        learned = learned_arrays(self.items)
+        kernels.explain(wanted.recent, ranked.rows, ranked.sources, learned, ranked.because, ranked.kinds)
+        ranked.degraded = scores.degraded
+        ranked.ranker = None if view is None or scores.degraded else view.ranker.version
+        return ranked
+
+    def _choose(self, batch: QueryBatch, found: kernels.Found, scores: Scores, ranked: RankedBatch) -> None:
+        """Put the best candidates of each user in, best first."""
+        columns, tied = np.empty(ranked.rows.shape, dtype=np.int32), np.empty(len(batch), dtype=np.bool_)
+        kernels.best(found, scores.blended, batch.count, columns, tied)
+        ids = self.items.items.ids
         for user in np.flatnonzero(tied).tolist():
             length = int(found.length[user])
             names = [ids[row] for row in found.rows[user, :length].tolist()]
             blended = scores.blended[user, :length].tolist()
             order = sorted(range(length), key=lambda column: (-blended[column], names[column]))
-            columns[user, : min(count[user], length)] = order[: count[user]]
-        return columns
-
-    def _explain(
-        self, context: Context, found: kernels.Found, scores: Scores, columns: Int32
-    ) -> list[RankedList]:
-        """The chosen candidates as lists, each item with its strongest reason."""
-        ids, catalogue = self.items.items.ids, self.catalogue
-        users = np.arange(len(columns))[:, None]
-        rows = np.where(columns >= 0, found.rows[users, columns], -1)
-        because = self._retriever.because(context, rows, BECAUSE).tolist()
-        chosen = (
-            rows.tolist(),
-            scores.blended[users, columns].tolist(),
-            found.sources[users, columns].tolist(),
+            wanted = min(int(batch.count[user]), length)
+            columns[user, :wanted] = order[:wanted]
+        kernels.pick(
+            found, scores.blended, columns, ranked.rows, ranked.scores, ranked.sources, ranked.length
         )
-        lists = []
-        for query, reasons, *parts in zip(context.queries, because, *chosen, strict=True):
-            ranked = [
-                explained(
-                    ids[row], value, bits, [ids[r] for r in reason if r >= 0], query.recent[-1:], catalogue
-                )
-                for row, value, bits, reason in zip(*parts, reasons, strict=True)
-                if row >= 0
-            ]
-            lists.append(RankedList(ranked, None if scores.degraded else self.ranker, scores.degraded))
-        return lists
 
-    def _asked_for_but_unknown(
-        self, query: Query, allowed: Filter, ranked: Sequence[RankedItem]
-    ) -> list[RankedItem]:
+    def _add_unknown(self, ranked: RankedBatch, batch: QueryBatch, allowed: Filter) -> None:
         """Items that a request names and nobody has used yet: last, in the request's order."""
-        room = query.count - len(ranked)
-        if query.candidates is None or room <= 0:
-            return []
-        known = self.items.items.row
-        unknown = [
-            item_id
-            for item_id in dict.fromkeys(query.candidates)
-            if known(item_id) < 0 and allowed.allows(query, item_id)
-        ]
-        lowest = min([item.score for item in ranked], default=0.0)
-        return [
-            explained(item_id, lowest - place, kernels.REQUEST, [], (), self.catalogue)
-            for place, item_id in enumerate(unknown[:room], start=1)
-        ]
+        for position, ids in allowed.unknown(batch.requests or {}).items():
+            length = int(ranked.length[position])
+            lowest = float(ranked.scores[position, length - 1]) if length else 0.0
+            room = int(batch.count[position]) - length
+            if room > 0:
+                ranked.unknown[position] = [
+                    (item_id, lowest - place) for place, item_id in enumerate(ids[:room], start=1)
+                ]
 
     def _warm_up(self) -> None:
         """Compile the kernels, or load them from numba's cache, before the first user has to wait for it."""
         nobody = np.zeros(self.items.factors.dimension, dtype=np.float32)
         self.recommend([Query((), (), nobody, 1)])
+
+
+def _parts(rooms: npt.NDArray[np.int64]) -> Iterator[npt.NDArray[np.intp]]:
+    """Positions in parts whose tables of candidates stay small: those that need like room go together."""
+    order = np.argsort(rooms, kind="stable")
+    start = 0
+    while start < len(order):
+        widths = np.maximum(rooms[order[start:]], 1)
+        sizes = widths * np.arange(1, len(widths) + 1)
+        stop = start + max(1, int(np.searchsorted(sizes, MAX_CELLS, side="right")))
+        yield order[start:stop]
+        start = stop

@@ -1,14 +1,23 @@
-"""What the pipeline is asked, and what it answers."""
+"""What the pipeline is asked, and what it answers: by columns for many users at once, or one by one."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Query", "RankedItem", "RankedList"]
+from online_models.item_table import ItemTable
+
+__all__ = ["BECAUSE", "Query", "QueryBatch", "RankedBatch", "RankedItem", "RankedList", "joined_rows"]
+
+BECAUSE = 2
+"""Recent items named in a reason at most."""
+
+Int32 = npt.NDArray[np.int32]
+UInt8 = npt.NDArray[np.uint8]
+Float32 = npt.NDArray[np.float32]
 
 
 @dataclass(slots=True)
@@ -18,11 +27,130 @@ class Query:
 
     recent: Sequence[str]
     seen: Collection[str]
-    factor: npt.NDArray[np.float32]
+    factor: Float32
     count: int
     categories: Sequence[str] | None = None
     exclude: Sequence[str] = ()
     candidates: Sequence[str] | None = None
+
+
+@dataclass(slots=True)
+class QueryBatch:
+    """n users' queries by columns; items are rows of the learned state's item table."""
+
+    recent: Int32
+    """int32[n, L], newest first, -1 where there is none or it is unknown; L is at least
+    `Pipeline.history_length`, or what the users have."""
+    blocked: Int32
+    """Rows that the users may not get, one user after the other; -1 counts for nothing."""
+    blocked_end: Int32
+    """int32[n]: where each user's end in `blocked`."""
+    seen_count: Int32
+    """int32[n]: items that the user has seen."""
+    factors: Float32
+    """float32[n, d], zeros when unknown."""
+    count: Int32
+    """int32[n]: items wanted."""
+    requests: Mapping[int, Query] | None = None
+    """What the columns can't say, by position: `categories`, `exclude` and `candidates` (with which the
+    column `blocked` counts for nothing). `recent`, where it is not empty, stands in place of the column's,
+    `seen` comes to what is blocked; `factor` and `count` are the columns'."""
+
+    def __len__(self) -> int:
+        return len(self.count)
+
+    @classmethod
+    def of(cls, queries: Sequence[Query], items: ItemTable, length: int) -> QueryBatch:
+        """The columns of queries, `length` recent items each."""
+        recent = np.full((len(queries), length), -1, dtype=np.int32)
+        for user, query in enumerate(queries):
+            newest_first = items.rows(query.recent[: -length - 1 : -1])
+            recent[user, : len(newest_first)] = newest_first
+        blocked, blocked_end = joined_rows([items.rows(query.seen) for query in queries])
+        special = {
+            position: query
+            for position, query in enumerate(queries)
+            if query.categories is not None or query.exclude or query.candidates is not None
+        }
+        return cls(
+            recent=recent,
+            blocked=blocked,
+            blocked_end=blocked_end,
+            seen_count=np.array([len(query.seen) for query in queries], dtype=np.int32),
+            factors=np.stack([query.factor for query in queries]).astype(np.float32, copy=False),
+            count=np.array([query.count for query in queries], dtype=np.int32),
+            requests=special or None,
+        )
+
+    def take(self, positions: npt.NDArray[np.intp]) -> QueryBatch:
+        """The queries at some positions, in that order."""
+        parts = np.split(self.blocked, self.blocked_end[:-1])
+        blocked, blocked_end = joined_rows([parts[position] for position in positions.tolist()])
+        requests = self.requests or {}
+        return QueryBatch(
+            recent=self.recent[positions],
+            blocked=blocked,
+            blocked_end=blocked_end,
+            seen_count=self.seen_count[positions],
+            factors=self.factors[positions],
+            count=self.count[positions],
+            requests={new: requests[old] for new, old in enumerate(positions.tolist()) if old in requests},
+        )
+
+
+def joined_rows(parts: Sequence[Int32]) -> tuple[Int32, Int32]:
+    """All rows one part behind the other, and where each part ends."""
+    rows = np.concatenate([np.empty(0, dtype=np.int32), *parts]).astype(np.int32, copy=False)
+    return rows, np.cumsum([len(part) for part in parts], dtype=np.int32)
+
+
+@dataclass(slots=True)
+class RankedBatch:
+    """n lists by columns, best first; items are rows of the item table as it stood when they were made."""
+
+    rows: Int32
+    """int32[n, K], -1 behind a list's last."""
+    scores: Float32
+    """float32[n, K]: finite where there is a row."""
+    sources: UInt8
+    """uint8[n, K]: bit k says that source k of `serving.retrieval.SOURCES` spoke for the item."""
+    kinds: UInt8
+    """uint8[n, K]: the reason's kind, a place in `serving.kernels.KINDS`."""
+    because: Int32
+    """int32[n, K, BECAUSE], -1 padded: the user's items that the reason names."""
+    length: Int32
+    """int32[n]: items of each list, without the unknown ones."""
+    ranker: str | None
+    degraded: str | None
+    """Why the lists were made without a part that should have been there; None when all was there."""
+    unknown: dict[int, list[tuple[str, float]]] = field(default_factory=dict)
+    """By position: items that a request names and nobody has used yet, with their scores; they come last."""
+
+    def __len__(self) -> int:
+        return len(self.length)
+
+    @classmethod
+    def empty(cls, n: int, width: int) -> RankedBatch:
+        """n lists without items, with room for `width` each."""
+        return cls(
+            rows=np.full((n, width), -1, dtype=np.int32),
+            scores=np.zeros((n, width), dtype=np.float32),
+            sources=np.zeros((n, width), dtype=np.uint8),
+            kinds=np.zeros((n, width), dtype=np.uint8),
+            because=np.full((n, width, BECAUSE), -1, dtype=np.int32),
+            length=np.zeros(n, dtype=np.int32),
+            ranker=None,
+            degraded=None,
+        )
+
+    def put(self, positions: npt.NDArray[np.intp], part: RankedBatch) -> None:
+        """Put a part's lists at some positions."""
+        width = part.rows.shape[1]
+        for name in ("rows", "scores", "sources", "kinds", "because"):
+            getattr(self, name)[positions, :width] = getattr(part, name)
+        self.length[positions] = part.length
+        for new, items in part.unknown.items():
+            self.unknown[int(positions[new])] = items
 
 
 @dataclass(slots=True)

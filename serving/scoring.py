@@ -17,6 +17,7 @@ among the others by what is known of it, and can win.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,13 +27,11 @@ from online_models.item_state import ItemState
 from serving import kernels
 from serving.ranker.errors import RankerError
 from serving.ranker.ranker import Ranker
-from serving.retrieval import Context
 from serving.settings import ServingSettings
 
 __all__ = ["RankerView", "Scores", "score"]
 
 Int32 = npt.NDArray[np.int32]
-Int64 = npt.NDArray[np.int64]
 Float32 = npt.NDArray[np.float32]
 
 FLOOR = 1.0
@@ -52,28 +51,36 @@ class RankerView:
 
     def __init__(self, ranker: Ranker) -> None:
         self.ranker = ranker
-        self._index = np.full(1, -1, dtype=np.int64)
+        self._index = np.zeros(0, dtype=np.int32)
+        self._known = 0
 
-    def _indices(self, items: ItemState, rows: Int32) -> Int64:
-        """Vocabulary indices of rows; -1 (its last entry stands for padding) where unknown."""
-        known = len(self._index) - 1
-        if len(items.items) > known:
-            new = self.ranker.index_of(items.items.ids[known:])
-            self._index = np.concatenate((self._index[:-1], new, self._index[-1:]))
-        return self._index[rows]
+    def rows_changed(self, ids: Sequence[str], rows: Int32) -> None:
+        """Look rows up again that were given to other items."""
+        old = rows[rows < self._known]
+        self._index[old] = self._looked_up([ids[row] for row in old.tolist()])
 
-    def score(self, context: Context, rows: Int32, items: ItemState) -> Float32:
-        """Logits float32[n, C] of candidate rows for the queries' histories; NaN where unknown."""
-        length = self.ranker.history_length
-        history = np.zeros((len(context.queries), length), dtype=np.int64)
-        for index, query in enumerate(context.queries):
-            recent = query.recent[-length:]
-            history[index, length - len(recent) :] = self.ranker.index_of(recent)
-        return self.ranker.score_indices(history, self._indices(items, rows))
+    def index(self, ids: Sequence[str]) -> Int32:
+        """int32[rows]: places in the vocabulary of the item table's rows, 0 where unknown."""
+        rows = len(ids)
+        if rows > self._known:
+            if rows > len(self._index):
+                more = max(rows, 2 * len(self._index), 1024) - len(self._index)
+                self._index = np.concatenate((self._index, np.zeros(more, dtype=np.int32)))
+            self._index[self._known : rows] = self._looked_up(ids[self._known : rows])
+            self._known = rows
+        return self._index[:rows]
+
+    def score(self, recent: Int32, rows: Int32, items: ItemState) -> Float32:
+        """Logits float32[n, C] of candidate rows for the users' recent rows; NaN where unknown."""
+        return self.ranker.score_rows(recent, rows, self.index(items.items.ids))
+
+    def _looked_up(self, ids: Sequence[str]) -> Int32:
+        return np.maximum(self.ranker.index_of(ids), 0).astype(np.int32)
 
 
 def score(
-    context: Context,
+    wanted: kernels.Wanted,
+    seen_count: Int32,
     found: kernels.Found,
     items: ItemState,
     ranker: RankerView | None,
@@ -81,10 +88,8 @@ def score(
 ) -> Scores:
     """Score every candidate; a ranker that fails leaves the online scores, and says why."""
     width = int(found.length.max())
-    logits, degraded = _ranker_logits(context, found.rows[:, :width], items, ranker)
-    if logits.shape[1]:
-        found.sources[:, :width][~np.isnan(logits)] |= kernels.RANKER
-    seen = np.array([len(query.seen) for query in context.queries], dtype=np.float64)
+    logits, degraded = _ranker_logits(wanted.recent, found.rows[:, :width], items, ranker)
+    seen = seen_count.astype(np.float64)
     experience = seen / (seen + settings.factor_experience_items + 1e-9)
     weights = (
         settings.covisitation_weight,
@@ -98,13 +103,13 @@ def score(
 
 
 def _ranker_logits(
-    context: Context, rows: Int32, items: ItemState, ranker: RankerView | None
+    recent: Int32, rows: Int32, items: ItemState, ranker: RankerView | None
 ) -> tuple[Float32, str | None]:
     """Logits float32[n, C], or [n, 0] where there is no ranker or it failed, and why it did."""
     none = np.empty((len(rows), 0), dtype=np.float32)
     if ranker is None or not rows.shape[1]:
         return none, None
     try:
-        return ranker.score(context, rows, items), None
+        return ranker.score(recent, rows, items), None
     except RankerError as error:
         return none, f"ranker: {error}"

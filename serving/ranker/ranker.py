@@ -9,9 +9,11 @@ import numpy as np
 import numpy.typing as npt
 
 from serving.ranker.errors import RankerError
+from serving.ranker.layout import hide_unknown, lay_out
 
 __all__ = ["Ranker", "Scorer"]
 
+Int32 = npt.NDArray[np.int32]
 Int64 = npt.NDArray[np.int64]
 Float32 = npt.NDArray[np.float32]
 
@@ -20,6 +22,9 @@ PADDING = 0
 _TRIM = 8
 """A batch's history is cut to its longest row, rounded up to this: fewer shapes for the runtime to plan
 for."""
+MAX_CELLS = 65_536
+"""Candidates that the network scores at a time, padding included: bounds the runtime's memory (with 64
+dimensions, 16 MB a layer)."""
 
 
 class Scorer(Protocol):
@@ -63,6 +68,29 @@ class Ranker:
         return np.fromiter(
             (get(item_id, UNKNOWN) for item_id in item_ids), dtype=np.int64, count=len(item_ids)
         )
+
+    def score_rows(self, recent: Int32, rows: Int32, index: Int32) -> Float32:
+        """float32[B, C], NaN where a candidate is unknown: `recent` int32[B, L] newest first and `rows`
+        int32[B, C], -1 padded, are rows of an item table, and `index` int32[item rows] leads from there to
+        the vocabulary, 0 where unknown. Raises RankerError as `score_indices`."""
+        n, width = rows.shape
+        history = np.empty((n, self.history_length), dtype=np.int64)
+        candidates = np.empty((n, width), dtype=np.int64)
+        longest = lay_out(recent, rows, index, history, candidates)
+        if not rows.size:
+            return np.empty(rows.shape, dtype=np.float32)
+        history = history[:, -self._trimmed(longest) :]
+        step = max(1, MAX_CELLS // width)
+        parts = [
+            self.session.score(history[start : start + step], candidates[start : start + step])
+            for start in range(0, n, step)
+        ]
+        scores = parts[0] if len(parts) == 1 else np.concatenate(parts)
+        if bad := hide_unknown(scores, candidates):
+            raise RankerError(
+                f"{self.version}: {bad} of {np.count_nonzero(candidates)} scores are not finite"
+            )
+        return scores
 
     def score_indices(self, history: Int64, candidates: Int64) -> Float32:
         """float32[B, C], NaN where a candidate is unknown (-1) or padding (0).
@@ -119,8 +147,10 @@ class Ranker:
         if gaps.any() or (history < 0).any():
             order = np.argsort(known, axis=1, kind="stable")
             history = np.take_along_axis(np.where(known, history, PADDING), order, axis=1)
-        longest = max(1, int(lengths.max()))
-        width = min(self.history_length, -(-longest // _TRIM) * _TRIM)
+        width = self._trimmed(int(lengths.max()))
         if history.shape[1] < width:
             history = np.pad(history, ((0, 0), (width - history.shape[1], 0)))
         return history[:, -width:]
+
+    def _trimmed(self, longest: int) -> int:
+        return min(self.history_length, -(-max(1, longest) // _TRIM) * _TRIM)

@@ -12,7 +12,7 @@ __all__ = ["learned_arrays"]
 
 
 def learned_arrays(items: ItemState) -> Learned:
-    """Views, no copies: take them anew for every batch of lists, for learning may move the arrays."""
+    """Views, hardly a copy: take them anew for every batch of lists, for learning may move the arrays."""
     related, popular = items.covisitation, items.popularity
     return Learned(
         pool=related._pool,
@@ -20,6 +20,6 @@ def learned_arrays(items: ItemState) -> Learned:
         target_norm=related._target_norm,
         decay=related.query_decay ** np.arange(related.query_length, dtype=np.float64),
         popularity=popular._decayed,
-        top=popular._top[: int(popular._counters[1])],
+        top=popular.top(popular.top_size),
         factors=items.factors.factors.rows,
     )

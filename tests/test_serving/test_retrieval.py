@@ -10,15 +10,18 @@ from hypothesis import strategies as st
 
 from serving import kernels
 from serving.filters import Filter
-from serving.query import Query
-from serving.retrieval import SOURCES, Retriever, user_context
+from serving.query import Query, QueryBatch
+from serving.retrieval import SOURCES, Retriever
 from serving.settings import ServingSettings
 from tests.test_serving.pipeline_cases import SERVING, World, queries, worlds
 
 
-def gathered(world: World, asked: list[Query], serving: ServingSettings = SERVING) -> kernels.Found:
+def gathered(
+    world: World, asked: list[Query], serving: ServingSettings = SERVING, retriever: Retriever | None = None
+) -> tuple[kernels.Wanted, kernels.Found]:
     allowed = Filter(world.state.items, world.catalogue, int(time.time() * 1000))
-    return Retriever(world.state, serving).retrieve(user_context(asked, world.state), allowed)
+    batch = QueryBatch.of(asked, world.state.items, world.state.covisitation.query_length)
+    return (retriever or Retriever(world.state, serving)).retrieve(batch, allowed)
 
 
 def proposed(found: kernels.Found, user: int, source: str) -> set[int]:
@@ -29,14 +32,14 @@ def proposed(found: kernels.Found, user: int, source: str) -> set[int]:
 @given(world=worlds(), asked=st.lists(queries, min_size=1, max_size=3))
 @settings(max_examples=60, deadline=None)
 def test_every_source_scores_as_its_model_does(world: World, asked: list[Query]) -> None:
-    found, context = gathered(world, asked), user_context(asked, world.state)
+    wanted, found = gathered(world, asked)
     for user in range(len(asked)):
         n = int(found.length[user])
         rows, one = found.rows[user : user + 1, :n], slice(user, user + 1)
-        scores = found.scores[user, :n].T
-        related = world.state.covisitation.score(context.recent[one], rows)[0]
+        scores = found.scores[user, :, :n]
+        related = world.state.covisitation.score(wanted.recent[one], rows)[0]
         popular = world.state.popularity.score(rows)[0]
-        similar = world.state.factors.score(context.factors[one], rows)[0]
+        similar = world.state.factors.score(wanted.users[one], rows)[0]
         np.testing.assert_allclose(scores[0], related, rtol=1e-5, atol=1e-6)
         np.testing.assert_allclose(scores[2], similar, rtol=1e-4, atol=1e-6)
         # popularity comes as it is stored: with one factor, the same for every item
@@ -47,26 +50,23 @@ def test_every_source_scores_as_its_model_does(world: World, asked: list[Query])
 @settings(max_examples=60, deadline=None)
 def test_every_source_proposes_its_models_best(world: World, query: Query) -> None:
     query.candidates = None
-    found, context, state = gathered(world, [query]), user_context([query], world.state), world.state
+    (wanted, found), state = gathered(world, [query]), world.state
     may = [row for row, item_id in enumerate(state.items.ids) if world.may_have(query, item_id)]
     barred = np.setdiff1d(np.arange(len(state.items)), may).astype(np.int32)[None, :]
-    related, values = state.covisitation.retrieve(context.recent, SERVING.covisitation_candidates, barred)
+    related, values = state.covisitation.retrieve(wanted.recent, SERVING.covisitation_candidates, barred)
     assert proposed(found, 0, "covisitation") == set(related[values > 0].tolist())
-    similar = state.factors.retrieve(context.factors, SERVING.factor_candidates, barred)[0]
+    similar = state.factors.retrieve(wanted.users, SERVING.factor_candidates, barred)[0]
     assert proposed(found, 0, "factors") == set(similar[similar >= 0].tolist())
     popular = [row for row in state.popularity.top(4096).tolist() if row in set(may)]
-    wanted = max(SERVING.popularity_candidates, query.count)
-    assert proposed(found, 0, "popularity") >= set(popular[:wanted])
+    quota = max(SERVING.popularity_candidates, query.count)
+    assert proposed(found, 0, "popularity") >= set(popular[:quota])
 
 
 @given(world=worlds(), asked=st.lists(queries, min_size=1, max_size=3))
 @settings(max_examples=40, deadline=None)
 def test_scratch_memory_is_left_clean(world: World, asked: list[Query]) -> None:
     retriever = Retriever(world.state, SERVING)
-    context = user_context(asked, world.state)
-    allowed = Filter(world.state.items, world.catalogue, 0)
-    found = retriever.retrieve(context, allowed)
-    retriever.because(context, np.ascontiguousarray(found.rows), 2)
+    gathered(world, asked, retriever=retriever)
     scratch = retriever._scratch
     assert not scratch.total.any()
     assert not scratch.blocked.any()
@@ -77,7 +77,7 @@ def test_scratch_memory_is_left_clean(world: World, asked: list[Query]) -> None:
 @settings(max_examples=40, deadline=None)
 def test_a_request_for_candidates_gets_those_only(world: World, query: Query) -> None:
     query.candidates = query.candidates or ["i0", "i1", "i0"]
-    found = gathered(world, [query])
+    _, found = gathered(world, [query])
     assert proposed(found, 0, "request") == set(found.rows[0, : found.length[0]].tolist())
     assert {world.state.items.ids[row] for row in proposed(found, 0, "request")} == {
         item_id for item_id in world.may_serve(query) if world.state.items.row(item_id) >= 0

@@ -22,8 +22,8 @@ tables = st.integers(1, 12).flatmap(lambda n: hnp.arrays(np.float32, (n, 3), ele
 def found(scores: npt.NDArray[np.float32]) -> kernels.Found:
     """One user's candidates, with one place to spare."""
     n = len(scores)
-    padded = np.zeros((1, n + 1, 3), dtype=np.float32)
-    padded[0, :n] = scores
+    padded = np.zeros((1, 3, n + 1), dtype=np.float32)
+    padded[0, :, :n] = scores.T
     return kernels.Found(
         length=np.array([n], dtype=np.int32),
         rows=np.append(np.arange(n), -1).astype(np.int32)[None, :],

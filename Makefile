@@ -13,6 +13,9 @@ ARGS ?=
 PYTHON ?=
 TORCH ?=
 UPGRADE ?=
+CHAOS_S ?= 900
+CHAOS_SEED ?=
+CHAOS_JSON ?=
 
 .PHONY: help install demo test test-slow lint format bench soak profile docs lock clean distclean need-maven
 
@@ -49,6 +52,10 @@ soak: $(STAMP) | need-maven ## two hours' worth of events at full speed: does me
 
 profile: $(STAMP) | need-maven ## py-spy on a busy worker, by function (ARGS="--workload ranker")
 	$(PY) -m benchmarks.profile $(ARGS)
+
+chaos: $(STAMP) | need-maven ## workers and broker killed at random, then the audit (CHAOS_S=900 CHAOS_SEED=1 CHAOS_JSON=path)
+	$(PY) -m tests.chaos --seconds $(CHAOS_S) $(if $(CHAOS_SEED),--seed $(CHAOS_SEED)) \
+	  $(if $(CHAOS_JSON),--json-file $(CHAOS_JSON)) $(ARGS)
 
 docs: $(STAMP) ## the JSON Schemas and the AsyncAPI document, from the code
 	$(PY) -m streams.schemas docs

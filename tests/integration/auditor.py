@@ -1,48 +1,47 @@
 """Proves from the topics alone, committed records only, that a finished run was exactly once.
 
-A model of its own replays the input one record after the other: what must have been accepted, rejected and
-dropped, what every user must have seen, in which order lists must have been made. `violations` then names
-every difference.
+A model of its own (`tests.chaos.model`) replays the input one record after the other: what must have been
+accepted, rejected and dropped, what every user must have seen, in which order lists must have been made.
+`findings` then names every difference, and says of each whether records were lost or duplicated.
 Only the validator and the decoders are the program's; both have tests of their own.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections import Counter, OrderedDict
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
 import numpy as np
-from confluent_kafka import Consumer, TopicPartition
 
 from online_models.item_state import ItemState
-from streams.clients import partition_for
 from streams.events import Recommendation
 from streams.learning_log import decode_record, learning_batch
-from streams.rejects import Reason, Rejected
+from streams.rejects import Reason
 from streams.settings import Settings
-from streams.user_state import Shard
-from streams.validation import AcceptedEvent, EventValidator
+from streams.user_state import PARTITION_KEY, PartitionRecord, Shard
+from tests.chaos.model import Model, ModelUser, replay
+from tests.chaos.ownership import Authors, backward_commits
+from tests.chaos.records import Commit, Finding, Record, offsets_of_group, read_topic
 
-__all__ = ["Record", "Run", "assert_exactly_once", "read_run", "replayed_digests", "violations"]
+__all__ = [
+    "Record",
+    "Run",
+    "assert_exactly_once",
+    "count",
+    "findings",
+    "lists_of",
+    "model_of",
+    "read_run",
+    "replayed_digests",
+    "violations",
+]
 
-INPUTS = ("events", "requests")
+INPUTS = ("events", "requests", "items")
 HEADER = "freshet.errors."
-
-
-@dataclass(frozen=True)
-class Record:
-    """One Kafka record, as bytes."""
-
-    partition: int
-    offset: int
-    time_ms: int
-    key: bytes | None
-    value: bytes | None
-    headers: tuple[tuple[str, bytes | None], ...]
 
 
 @dataclass(frozen=True)
@@ -73,71 +72,11 @@ class Run:
     shards: dict[int, Shard]
     committed: dict[tuple[str, int], int]
     ends: dict[tuple[str, int], int]
-
-
-@dataclass
-class ModelUser:
-    """What a user's state must be after a sequential replay."""
-
-    dedupe: OrderedDict[str, int] = field(default_factory=OrderedDict)
-    recent: list[tuple[str, str, int]] = field(default_factory=list)
-    seen: list[str] = field(default_factory=list)
-    events: int = 0
-    lists: list[tuple[str, frozenset[str]]] = field(default_factory=list)
-    """Of each accepted event: its id, and what the user had seen by then, the event included."""
-    positives: list[str | None] = field(default_factory=list)
-    """Of each accepted event: the item that its predecessor's list is judged by, if any."""
-
-
-@dataclass
-class Model:
-    """What must have come of the input."""
-
-    accepted: list[AcceptedEvent] = field(default_factory=list)
-    rejected: list[tuple[str, Record, str]] = field(default_factory=list)
-    duplicates: int = 0
-    requests: list[str] = field(default_factory=list)
-    users: dict[str, ModelUser] = field(default_factory=dict)
-
-
-def _read(settings: Settings, name: str) -> list[Record]:
-    """Every committed record of a topic, partition by partition, up to its end."""
-    topic = settings.names[name]
-    consumer = Consumer(
-        {
-            "bootstrap.servers": settings.bootstrap_servers,
-            "group.id": "auditor",
-            "isolation.level": "read_committed",
-            "enable.auto.commit": False,
-            "enable.partition.eof": True,
-            "fetch.wait.max.ms": 10,
-        }
-    )
-    try:
-        left = set(consumer.list_topics(topic, 10).topics[topic].partitions)
-        consumer.assign([TopicPartition(topic, p, 0) for p in left])
-        found: list[Record] = []
-        while left:
-            waiting = consumer.consume(1, 10.0)
-            assert waiting, f"{topic}: neither a record nor its end within 10 s"
-            for message in [*waiting, *consumer.consume(5000, 0)]:
-                if message.error() is not None:
-                    left.discard(message.partition())  # the end of the partition; all else fails below
-                    assert message.error().name() == "_PARTITION_EOF", message.error()
-                    continue
-                found.append(
-                    Record(
-                        message.partition(),
-                        message.offset(),
-                        message.timestamp()[1],
-                        message.key(),
-                        message.value(),
-                        tuple(message.headers() or ()),
-                    )
-                )
-    finally:
-        consumer.close()
-    return sorted(found, key=lambda r: (r.partition, r.offset))
+    items: list[Record] = field(default_factory=list)
+    commits: list[Commit] = field(default_factory=list)
+    """The partitions' records in `user-state`, in log order within each partition."""
+    log: list[Record] = field(default_factory=list)
+    """The records of `interactions`, which hold `rows`."""
 
 
 def _rows(records: Iterable[Record]) -> list[Row]:
@@ -162,119 +101,87 @@ def _rows(records: Iterable[Record]) -> list[Row]:
     return rows
 
 
-def _offsets(settings: Settings) -> tuple[dict[tuple[str, int], int], dict[tuple[str, int], int]]:
-    """Committed offsets of the workers' group and end offsets, by (name, partition)."""
-    consumer = Consumer({"bootstrap.servers": settings.bootstrap_servers, "group.id": settings.worker_group})
-    names = {settings.names[name]: name for name in INPUTS}
-    try:
-        wanted = [
-            TopicPartition(t, p) for t in names for p in consumer.list_topics(t, 10).topics[t].partitions
-        ]
-        committed = {(names[tp.topic], tp.partition): tp.offset for tp in consumer.committed(wanted, 10)}
-        ends = {(names[tp.topic], tp.partition): consumer.get_watermark_offsets(tp, 10)[1] for tp in wanted}
-    finally:
-        consumer.close()
-    return committed, ends
-
-
 def read_run(settings: Settings) -> Run:
     """Read what a run has left on the broker."""
     shards: dict[int, Shard] = {}
-    for record in _read(settings, "user-state"):
+    commits = []
+    for record in read_topic(settings, "user-state"):
         shard = shards.setdefault(
             record.partition,
             Shard(record.partition, settings.user_state, settings.models.factors.dimension),
         )
         shard.restore(record.key or b"", record.value, f"user-state[{record.partition}]@{record.offset}")
-    committed, ends = _offsets(settings)
+        if record.key == PARTITION_KEY and record.value is not None:
+            own = msgspec.json.decode(record.value, type=PartitionRecord)
+            commits.append(
+                Commit(record.partition, record.offset, own.worker, own.epoch, dict(own.next_offsets))
+            )
+    committed, ends = offsets_of_group(settings)
+    log = read_topic(settings, "interactions")
     return Run(
-        events=_read(settings, "events"),
-        requests=_read(settings, "requests"),
-        dead=_read(settings, "events-dlq"),
-        lists=_read(settings, "recommendations"),
-        rows=_rows(_read(settings, "interactions")),
+        events=read_topic(settings, "events"),
+        requests=read_topic(settings, "requests"),
+        dead=read_topic(settings, "events-dlq"),
+        lists=read_topic(settings, "recommendations"),
+        rows=_rows(log),
         shards=shards,
         committed=committed,
         ends=ends,
+        items=read_topic(settings, "items"),
+        commits=commits,
+        log=log,
     )
 
 
-def replay(run: Run, settings: Settings) -> Model:
-    """The sequential model of the input."""
-    model = Model()
-    partitions = len({partition for _, partition in run.ends})
-    validator = EventValidator(settings.validation, lambda key: partition_for(key, partitions))
-    newest: Counter[int] = Counter()
-    for record in run.events:
-        found = validator.decode_event(
-            record.value,
-            record.key,
-            record.partition,
-            record.offset,
-            record.time_ms,
-            newest[record.partition],
-        )
-        if isinstance(found, Rejected):
-            model.rejected.append(("events", record, found.reason.value))
-        else:
-            _model_event(model, found, newest, settings)
-    for record in run.requests:
-        request = validator.decode_request(
-            record.value, record.key, record.partition, record.offset, record.time_ms
-        )
-        if isinstance(request, Rejected):
-            model.rejected.append(("requests", record, request.reason.value))
-        else:
-            model.requests.append(request.request.request_id)
-    return model
+def model_of(run: Run, settings: Settings) -> Model:
+    """What must have come of the run's input."""
+    inputs = {"events": run.events, "requests": run.requests, "items": run.items}
+    return replay(inputs, len({partition for _, partition in run.ends}), settings)
 
 
-def _model_event(model: Model, found: AcceptedEvent, newest: Counter[int], settings: Settings) -> None:
-    caps, event = settings.user_state, found.event
-    user = model.users.setdefault(event.user_id, ModelUser())
-    earlier = user.dedupe.get(event.event_id)
-    if earlier is not None and abs(found.time_ms - earlier) <= caps.dedupe_window_s * 1000:
-        model.duplicates += 1
-        return
-    newest[found.partition] = max(newest[found.partition], min(found.time_ms, found.kafka_time_ms))
-    user.dedupe[event.event_id] = found.time_ms
-    user.dedupe.move_to_end(event.event_id)
-    while len(user.dedupe) > caps.dedupe_entries:
-        user.dedupe.popitem(last=False)
-    user.events += 1
-    item = event.item_id
-    if item is not None and found.weight != 0:
-        if item not in user.seen:
-            user.seen = [*user.seen, item][-caps.seen :]
-        if found.weight > 0:
-            user.recent = [*user.recent, (item, event.event_type, found.time_ms)][-caps.recent :]
-    user.lists.append((event.event_id, frozenset(user.seen)))
-    user.positives.append(item if found.weight > 0 else None)
-    model.accepted.append(found)
+def findings(run: Run, settings: Settings, model: Model | None = None) -> list[Finding]:
+    """Every way in which the run was not exactly once; empty when it was."""
+    model = model or model_of(run, settings)
+    made = lists_of(run)
+    return [
+        *_log_findings(run, model),
+        *_dead_findings(run, model),
+        *_list_findings(run, model, made),
+        *backward_commits(run.commits),
+        *_offset_findings(run),
+        *_counter_findings(run, model, made),
+        *_user_violations(run, model, made),
+    ]
 
 
 def violations(run: Run, settings: Settings) -> list[str]:
-    """Every way in which the run was not exactly once; empty when it was."""
-    model = replay(run, settings)
-    return [
-        *_log_violations(run, model),
-        *_dead_violations(run, model),
-        *_list_violations(run, model),
-        *_offset_violations(run),
-        *_counter_violations(run, model),
-        *_user_violations(run, model),
-    ]
+    """The findings as text."""
+    return [finding.text for finding in findings(run, settings)]
 
 
-def _different(what: str, wanted: Counter[Any], found: Counter[Any]) -> list[str]:
+def count(found: Iterable[Finding], kind: str) -> int:
+    """How many records were `lost` or `duplicated`, or how many findings are `wrong`."""
+    return sum(finding.count for finding in found if finding.kind == kind)
+
+
+def _wrong(text: str) -> Finding:
+    return Finding("wrong", 1, text)
+
+
+def _different(what: str, wanted: Counter[Any], found: Counter[Any]) -> list[Finding]:
+    """What is missing is lost; what stands there too often is duplicated, or wrong where it must not be at
+    all."""
     missing, extra = wanted - found, found - wanted
     return [
-        *(f"{what}: missing {n} x {key!r}"[:300] for key, n in missing.items()),
-        *(f"{what}: {n} too many of {key!r}"[:300] for key, n in extra.items()),
+        *(Finding("lost", n, f"{what}: missing {n} x {key!r}"[:300]) for key, n in missing.items()),
+        *(
+            Finding("duplicated" if key in wanted else "wrong", n, f"{what}: {n} too many of {key!r}"[:300])
+            for key, n in extra.items()
+        ),
     ]
 
 
-def _log_violations(run: Run, model: Model) -> list[str]:
+def _log_findings(run: Run, model: Model) -> list[Finding]:
     """Every accepted event stands in the learning log once, with its own item, type, time and weight."""
     wanted = Counter(
         (a.partition, a.offset, a.event.event_id, a.event.item_id, a.event.event_type, a.time_ms, a.weight)
@@ -286,7 +193,7 @@ def _log_violations(run: Run, model: Model) -> list[str]:
     return _different("learning log", wanted, found)
 
 
-def _dead_violations(run: Run, model: Model) -> list[str]:
+def _dead_findings(run: Run, model: Model) -> list[Finding]:
     """Every reject stands in the dead letters once: key, value and headers byte for byte, then the reason."""
     wanted = Counter(
         (name, r.partition, r.offset, reason, r.key, r.value, r.headers) for name, r, reason in model.rejected
@@ -295,45 +202,60 @@ def _dead_violations(run: Run, model: Model) -> list[str]:
     for record in run.dead:
         own = {n.removeprefix(HEADER): (v or b"").decode() for n, v in record.headers if n.startswith(HEADER)}
         original = tuple((n, v) for n, v in record.headers if not n.startswith(HEADER))
-        name = next((n for n in (*INPUTS, "items") if own["topic"].endswith(n)), own["topic"])
-        if name != "items":
-            place = int(own["partition"]), int(own["offset"])
-            found[name, *place, own["reason"], record.key, record.value, original] += 1
+        name = next((n for n in INPUTS if own["topic"].endswith(n)), own["topic"])
+        place = int(own["partition"]), int(own["offset"])
+        found[name, *place, own["reason"], record.key, record.value, original] += 1
     return _different("dead letters", wanted, found)
 
 
-def _list_violations(run: Run, model: Model) -> list[str]:
+def _list_findings(run: Run, model: Model, made: Sequence[Recommendation]) -> list[Finding]:
     """One list for each accepted event and request, in each user's order, without anything the user has
-    used."""
-    problems: list[str] = []
-    by_user: dict[str, list[Recommendation]] = {}
+    used, by the worker that owned the partition."""
+    problems: list[Finding] = []
+    by_user: dict[str, list[tuple[Record, Recommendation]]] = {}
     answered: Counter[str] = Counter()
-    for record in run.lists:
-        made = msgspec.json.decode(record.value or b"", type=Recommendation)
-        if record.key != (made.user_id or made.request_id or "").encode():
-            problems.append(f"list of {made.event_id}: key {record.key!r} is not its user's")
-        if made.request_id is not None:
-            answered[made.request_id] += 1
-        else:
-            by_user.setdefault(made.user_id or "", []).append(made)
-    problems += _different("answers", Counter(model.requests), answered)
-    for user_id in by_user.keys() | model.users.keys():
-        wanted = model.users[user_id].lists if user_id in model.users else []
-        found = by_user.get(user_id, [])
-        if [event_id for event_id, _ in wanted] != [made.event_id for made in found]:
-            ids = Counter(event_id for event_id, _ in wanted)
-            problems += _different(f"lists of {user_id}", ids, Counter(m.event_id or "" for m in found)) or [
-                f"lists of {user_id}: not in the order of the events"
-            ]
+    authors = Authors(run.commits)
+    for record, one in zip(run.lists, made, strict=True):
+        if record.key != (one.user_id or one.request_id or "").encode():
+            problems.append(_wrong(f"list of {one.event_id}: key {record.key!r} is not its user's"))
+        if one.request_id is None:
+            by_user.setdefault(one.user_id or "", []).append((record, one))
             continue
-        for made, (event_id, seen) in zip(found, wanted, strict=True):
-            used = seen & {item.item_id for item in made.items}
-            if used:
-                problems.append(f"list of {event_id}: holds {sorted(used)}, which {user_id} has used")
+        answered[one.request_id] += 1
+        places = model.requests.get(one.request_id, [])
+        if len(places) == 1:  # else which of them this answers can't be told
+            what = f"the answer to {one.request_id}"
+            problems += authors.finding(what, record.headers, "requests", places[0])
+    wanted = Counter({request_id: len(places) for request_id, places in model.requests.items()})
+    problems += _different("answers", wanted, answered)
+    for user_id in by_user.keys() | model.users.keys():
+        user = model.users.get(user_id, ModelUser())
+        problems += _user_list_findings(user_id, user, by_user.get(user_id, []), authors)
     return problems
 
 
-def _offset_violations(run: Run) -> list[str]:
+def _user_list_findings(
+    user_id: str, user: ModelUser, found: Sequence[tuple[Record, Recommendation]], authors: Authors
+) -> list[Finding]:
+    if [step.event_id for step in user.steps] != [one.event_id for _, one in found]:
+        wanted = Counter(step.event_id for step in user.steps)
+        return _different(f"lists of {user_id}", wanted, Counter(one.event_id or "" for _, one in found)) or [
+            _wrong(f"lists of {user_id}: not in the order of the events")
+        ]
+    problems: list[Finding] = []
+    used: set[str] = set()
+    for (record, one), step in zip(found, user.steps, strict=True):
+        used |= {step.used} if step.used is not None else set()
+        used -= {step.evicted} if step.evicted is not None else set()
+        again = sorted({item.item_id for item in one.items} & used)
+        if again:
+            problems.append(_wrong(f"list of {step.event_id}: holds {again}, which {user_id} has used"))
+        place = step.partition, step.offset
+        problems += authors.finding(f"the list of {step.event_id}", record.headers, "events", place)
+    return problems
+
+
+def _offset_findings(run: Run) -> list[Finding]:
     stands = {
         (name, p): offset for p, shard in run.shards.items() for name, offset in shard.next_offsets.items()
     }
@@ -341,84 +263,91 @@ def _offset_violations(run: Run) -> list[str]:
     for key, end in run.ends.items():
         if run.committed.get(key) != end:
             problems.append(
-                f"{key}: the group has committed {run.committed.get(key)}, the topic ends at {end}"
+                _wrong(f"{key}: the group has committed {run.committed.get(key)}, the topic ends at {end}")
             )
         if stands.get(key) != end:
-            problems.append(f"{key}: the partition's record says {stands.get(key)}, the topic ends at {end}")
+            problems.append(
+                _wrong(f"{key}: the partition's record says {stands.get(key)}, the topic ends at {end}")
+            )
     return problems
 
 
-def _counter_violations(run: Run, model: Model) -> list[str]:
-    total: Counter[str] = Counter()
-    for shard in run.shards.values():
-        total.update(msgspec.structs.asdict(shard.stats))
-    late = sum(name == "events" and reason == Reason.LATE for name, _, reason in model.rejected)
-    rejected = sum(name == "events" for name, _, _ in model.rejected) - late
-    judged = [item for user in model.users.values() for item in user.positives if item is not None]
-    wanted = {
-        "accepted": len(model.accepted),
-        "rejected": rejected,
-        "late": late,
+def _counter_findings(run: Run, model: Model, made: Sequence[Recommendation]) -> list[Finding]:
+    """The counters of each partition, and the totals; together they account for every record produced."""
+    by_partition: dict[str, Counter[int]] = {
+        "accepted": Counter(a.partition for a in model.accepted),
+        "rejected": Counter(
+            r.partition for n, r, why in model.rejected if n == "events" and why != Reason.LATE
+        ),
+        "late": Counter(r.partition for n, r, why in model.rejected if n == "events" and why == Reason.LATE),
         "duplicate": model.duplicates,
-        "requests": len(model.requests),
-        "requests_rejected": len(model.rejected) - rejected - late,
-        "recommendations": len(run.lists),
-        "coalesced": 0,
-        "evaluated": len(judged),
+        "requests": Counter(p for places in model.requests.values() for p, _ in places),
+        "requests_rejected": Counter(r.partition for n, r, _ in model.rejected if n == "requests"),
     }
+    total: Counter[str] = Counter()
+    problems: list[Finding] = []
+    for partition, shard in run.shards.items():
+        own = msgspec.structs.asdict(shard.stats)
+        total.update(own)
+        problems += [
+            _wrong(f"counter {name} of partition {partition}: {own[name]}, must be {wanted[partition]}")
+            for name, wanted in by_partition.items()
+            if own[name] != wanted[partition]
+        ]
+    sums = {name: sum(wanted.values()) for name, wanted in by_partition.items()}
+    judged = sum(step.positive is not None for user in model.users.values() for step in user.steps)
+    sums |= {"recommendations": len(run.lists), "coalesced": 0, "evaluated": judged}
     if not model.requests:
-        wanted["hits_at_10"] = _hits(run, model)
-    problems = [f"counter {k}: {total[k]}, must be {v}" for k, v in wanted.items() if total[k] != v]
+        sums["hits_at_10"] = _hits(model, made)
+    problems += [_wrong(f"counter {k}: {total[k]}, must be {v}") for k, v in sums.items() if total[k] != v]
     handled = sum(total[k] for k in ("accepted", "rejected", "late", "duplicate"))
     if handled != len(run.events):
-        problems.append(f"counters: {handled} events accounted for, {len(run.events)} produced")
+        problems.append(_wrong(f"counters: {handled} events accounted for, {len(run.events)} produced"))
     return problems
 
 
-def _hits(run: Run, model: Model) -> int:
+def _hits(model: Model, made: Sequence[Recommendation]) -> int:
     """Positive events whose item stood among the first ten of the list emitted for the user just before."""
     by_user: dict[str, list[list[str]]] = {}
-    for record in run.lists:
-        made = msgspec.json.decode(record.value or b"", type=Recommendation)
-        by_user.setdefault(made.user_id or "", []).append([item.item_id for item in made.items[:10]])
+    for one in made:
+        by_user.setdefault(one.user_id or "", []).append([item.item_id for item in one.items[:10]])
     hits = 0
     for user_id, user in model.users.items():
         before = [[], *by_user.get(user_id, [])]
-        hits += sum(item in shown for item, shown in zip(user.positives, before, strict=False) if item)
+        wanted = [step.positive for step in user.steps]
+        hits += sum(item in shown for item, shown in zip(wanted, before, strict=False) if item)
     return hits
 
 
-def _user_violations(run: Run, model: Model) -> list[str]:
+def _user_violations(run: Run, model: Model, made: Sequence[Recommendation]) -> list[Finding]:
     """Each user's state is that of a sequential replay, and its factor the one that the log ends with."""
     states = {user_id: user for shard in run.shards.values() for user_id, user in shard.users.items()}
-    problems = [f"user-state holds {u}, who did nothing" for u in states.keys() - model.users.keys()]
     rows: dict[int, list[Row]] = {}
     for row in sorted(run.rows, key=lambda r: (r.partition, r.offset)):
         rows.setdefault(row.token, []).append(row)
     shown: dict[str, list[str]] = {}
-    for record in run.lists:
-        made = msgspec.json.decode(record.value or b"", type=Recommendation)
-        shown[made.user_id or ""] = [item.item_id for item in made.items[:10]]
-    for user_id, wanted in model.users.items():
-        if wanted.events == 0:
-            continue
+    for one in made:
+        shown[one.user_id or ""] = [item.item_id for item in one.items[:10]]
+    active = {user_id: user for user_id, user in model.users.items() if user.steps}
+    problems = [_wrong(f"user-state holds {u}, who did nothing") for u in states.keys() - active.keys()]
+    for user_id, wanted in active.items():
         state = states.get(user_id)
         if state is None:
-            problems.append(f"user-state: {user_id} is missing")
+            problems.append(_wrong(f"user-state: {user_id} is missing"))
             continue
         recent = list(zip(state.recent_items, state.recent_types, state.recent_times, strict=True))
         own = rows.get(state.token, [])
         links = itertools.pairwise(own)
         checks = {
-            "events": state.events == wanted.events == len(own),
+            "events": state.events == len(wanted.steps) == len(own),
             "recent items": recent == wanted.recent,
-            "seen items": list(state.seen) == wanted.seen,
+            "seen items": list(state.seen) == list(wanted.seen),
             "last list": state.last_list == shown.get(user_id),
-            "dedupe times": list(state.dedupe.values()) == list(wanted.dedupe.values()),
+            "dedupe hashes and times": list(state.dedupe.items()) == list(wanted.dedupe.values()),
             "factor": bool(own) and own[-1].after == state.factor.astype(np.float32).tobytes(),
             "chain of factors": all(first.after == second.before for first, second in links),
         }
-        problems += [f"user {user_id}: {what} differ" for what, holds in checks.items() if not holds]
+        problems += [_wrong(f"user {user_id}: {what} differ") for what, holds in checks.items() if not holds]
     return problems
 
 
@@ -430,11 +359,14 @@ def assert_exactly_once(settings: Settings) -> Run:
     return run
 
 
-def replayed_digests(settings: Settings, offsets: Iterable[int]) -> dict[int, str]:
+def replayed_digests(
+    settings: Settings, offsets: Iterable[int], log: Sequence[Record] | None = None
+) -> dict[int, str]:
     """Digests of the item state that the learning log gives when its records before each offset are
     replayed."""
-    state, left, digests = ItemState(settings.models), sorted(offsets), {}
-    for record in [*_read(settings, "interactions"), None]:
+    state, left, digests = ItemState(settings.models), sorted(set(offsets)), {}
+    records = read_topic(settings, "interactions") if log is None else log
+    for record in [*records, None]:
         while left and (record is None or left[0] <= record.offset):
             digests[left.pop(0)] = state.digest()
         if record is not None:

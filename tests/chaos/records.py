@@ -1,0 +1,113 @@
+"""What an audit reads, and how: whole topics, committed records only."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+from confluent_kafka import Consumer, TopicPartition
+
+from streams.settings import Settings
+
+__all__ = ["Commit", "Finding", "Record", "fingerprint", "offsets_of_group", "read_topic"]
+
+INPUTS = ("events", "requests")
+
+
+@dataclass(frozen=True)
+class Record:
+    """One Kafka record, as bytes."""
+
+    partition: int
+    offset: int
+    time_ms: int
+    key: bytes | None
+    value: bytes | None
+    headers: tuple[tuple[str, bytes | None], ...]
+
+
+@dataclass(frozen=True)
+class Commit:
+    """A worker's record of a partition: whose transaction it was, and where it left the inputs."""
+
+    partition: int
+    offset: int
+    worker: str
+    epoch: int
+    next_offsets: dict[str, int]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One way in which a run was not exactly once.
+
+    `kind` is `lost` (`count` records that must be there are not), `duplicated` (`count` records stand there
+    once too often) or `wrong` (anything else).
+    """
+
+    kind: str
+    count: int
+    text: str
+
+
+def fingerprint(key: bytes | None, value: bytes | None, headers: object) -> bytes:
+    """16 bytes that tell a record from any other, null from empty included."""
+    parts = repr((key, headers)).encode() + b"\x00" + repr(value is None).encode() + (value or b"")
+    return hashlib.blake2b(parts, digest_size=16).digest()
+
+
+def read_topic(settings: Settings, name: str) -> list[Record]:
+    """Every committed record of a topic, partition by partition, up to its end."""
+    topic = settings.names[name]
+    consumer = Consumer(
+        {
+            "bootstrap.servers": settings.bootstrap_servers,
+            "group.id": "auditor",
+            "isolation.level": "read_committed",
+            "enable.auto.commit": False,
+            "enable.partition.eof": True,
+            "fetch.wait.max.ms": 10,
+        }
+    )
+    try:
+        left = set(consumer.list_topics(topic, 10).topics[topic].partitions)
+        consumer.assign([TopicPartition(topic, p, 0) for p in left])
+        found: list[Record] = []
+        while left:
+            waiting = consumer.consume(1, 10.0)
+            assert waiting, f"{topic}: neither a record nor its end within 10 s"
+            for message in [*waiting, *consumer.consume(5000, 0)]:
+                if message.error() is not None:
+                    left.discard(message.partition())  # the end of the partition; all else fails below
+                    assert message.error().name() == "_PARTITION_EOF", message.error()
+                    continue
+                found.append(
+                    Record(
+                        message.partition(),
+                        message.offset(),
+                        message.timestamp()[1],
+                        message.key(),
+                        message.value(),
+                        tuple(message.headers() or ()),
+                    )
+                )
+    finally:
+        consumer.close()
+    return sorted(found, key=lambda r: (r.partition, r.offset))
+
+
+def offsets_of_group(settings: Settings) -> tuple[dict[tuple[str, int], int], dict[tuple[str, int], int]]:
+    """Committed offsets of the workers' group and end offsets, by (name, partition)."""
+    consumer = Consumer(
+        {"bootstrap.servers": settings.bootstrap_servers, "group.id": settings.worker_group, "log_level": 0}
+    )
+    names = {settings.names[name]: name for name in INPUTS}
+    try:
+        wanted = [
+            TopicPartition(t, p) for t in names for p in consumer.list_topics(t, 10).topics[t].partitions
+        ]
+        committed = {(names[tp.topic], tp.partition): tp.offset for tp in consumer.committed(wanted, 10)}
+        ends = {(names[tp.topic], tp.partition): consumer.get_watermark_offsets(tp, 10)[1] for tp in wanted}
+    finally:
+        consumer.close()
+    return committed, ends

@@ -20,7 +20,7 @@ from river.reco.base import Ranker
 from online_models.item_table import ItemTable, pack_ids, unpack_ids
 from online_models.learning_batch import BatchRows, LearningBatch
 
-__all__ = ["Arrays", "Context", "OnlineRanker", "contiguous_rows", "digest_arrays", "extended"]
+__all__ = ["Arrays", "Context", "OnlineRanker", "contiguous_rows", "digest_arrays"]
 
 Arrays = dict[str, NDArray[np.generic]]
 Context = Mapping[str, Any]
@@ -62,6 +62,10 @@ class OnlineRanker(Ranker, abc.ABC):
     @abc.abstractmethod
     def load_item_arrays(self, arrays: Mapping[str, NDArray[np.generic]]) -> None:
         """Replace the replicated state by that of `item_arrays`. `self.items` is in place already."""
+
+    @abc.abstractmethod
+    def nbytes(self) -> int:
+        """Bytes of the item state in use."""
 
     def learn_one(  # type: ignore[override]  # ids are strings here, not any hashable
         self, user: str, item: str, y: float = 1.0, x: Context | None = None
@@ -162,11 +166,6 @@ def digest_arrays(arrays: Mapping[str, NDArray[np.generic]]) -> str:
 def contiguous_rows(rows: NDArray[np.int32]) -> NDArray[np.int32]:
     """Rows as the kernels take them: int32, C order."""
     return np.ascontiguousarray(rows, dtype=np.int32)
-
-
-def extended(array: NDArray[Any], extra: int, fill: float = 0) -> NDArray[Any]:
-    """A copy of a one-dimensional array with `extra` elements of `fill` behind it."""
-    return np.concatenate([array, np.full(extra, fill, dtype=array.dtype)])
 
 
 def _build_batch(

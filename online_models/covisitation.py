@@ -7,13 +7,16 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from online_models import kernels
-from online_models.base import Arrays, OnlineRanker, contiguous_rows, extended
+from online_models import covisitation_kernels, kernels
+from online_models.base import Arrays, OnlineRanker, contiguous_rows
 from online_models.forward_decay import half_lives_since, halvings_due, require_half_life
+from online_models.item_table import SMALL_ROWS, UNLIMITED, grown
 from online_models.learning_batch import BatchRows, LearningBatch
 
 __all__ = ["CoVisitation"]
 
+_SLOTS_PER_ITEM = 64
+"""Address space taken for each item of a large, bounded table; more is taken when it is needed."""
 _NO_ROWS = np.empty((1, 0), dtype=np.int32)
 
 
@@ -84,16 +87,21 @@ class CoVisitation(OnlineRanker):
 
     def apply(self, batch: LearningBatch, rows: BatchRows) -> None:
         self._reserve_rows(len(self.items))
-        event, n = 0, len(batch)
+        growth = np.empty(len(batch), dtype=np.float64)
+        event, changed, n = 0, 0, len(batch)
         while event < n:
             self._rescale(int(batch.time_ms[event]))
-            self._reserve_slots()
-            event = kernels.covisitation_learn(
-                event, rows.item, rows.recent, batch.weight, batch.time_ms,
-                self._pool, self._count, self._source_norm, self._target_norm, self._clock,
-                self.window, self.gap_decay, self.backward_weight, self.source_exponent, self.target_exponent,
-                self.shrinkage, self.half_life_s * 1000.0, self.row_capacity,
-            )  # fmt: skip
+            last = kernels.forward_growth(
+                event, batch.time_ms, self._clock, self.half_life_s * 1000.0, growth
+            )
+            while event < last:
+                self._reserve_slots()
+                event, changed = covisitation_kernels.covisitation_learn(
+                    event, last, rows.changes, changed, rows.item, rows.recent, batch.weight, growth,
+                    self._pool, self._count, self._source_norm, self._target_norm,
+                    self.window, self.gap_decay, self.backward_weight, self.source_exponent,
+                    self.target_exponent, self.shrinkage, self.row_capacity,
+                )  # fmt: skip
 
     def retrieve(
         self, recent_rows: NDArray[np.int32], k: int, exclude_rows: NDArray[np.int32] | None = None
@@ -118,7 +126,7 @@ class CoVisitation(OnlineRanker):
     def score(self, recent_rows: NDArray[np.int32], candidate_rows: NDArray[np.int32]) -> NDArray[np.float32]:
         """Scores float32[n, C] of candidate_rows int32[n, C] (or -1) for recent_rows int32[n, L]; else 0."""
         out = np.zeros(candidate_rows.shape, dtype=np.float32)
-        kernels.covisitation_score(
+        covisitation_kernels.covisitation_score(
             contiguous_rows(recent_rows), contiguous_rows(candidate_rows), self._pool,
             self._source_norm, self._target_norm, self._scale(), self.query_length, self.query_decay, out,
         )  # fmt: skip
@@ -136,6 +144,7 @@ class CoVisitation(OnlineRanker):
 
     def item_arrays(self) -> Arrays:
         n, pool = len(self.items), self._pool
+        self._reserve_rows(n)
         lengths = pool.length[:n].astype(np.int64)
         within = np.arange(int(lengths.sum())) - np.repeat(np.cumsum(lengths) - lengths, lengths)
         used = np.repeat(pool.start[:n], lengths) + within
@@ -163,23 +172,23 @@ class CoVisitation(OnlineRanker):
             arrays["covisitation.values"].astype(np.float32),
         )
 
+    def nbytes(self) -> int:
+        """Bytes of the arrays for the rows in use, and of the pool up to its top."""
+        return (8 + 4 + 4 + 8 + 4 + 4 + 4) * len(self.items) + 8 * int(self._pool.marks[0])
+
     def _load_rows(
         self, lengths: NDArray[np.int64], keys: NDArray[np.int32], values: NDArray[np.float32]
     ) -> None:
-        """Lay the rows out one behind the other, each in the smallest block that holds it."""
+        """Lay the rows out one behind the other, each in a block that just holds it."""
         n, pool = len(lengths), self._pool
-        blocks = np.ceil(np.log2(np.maximum(lengths, kernels.SMALLEST_BLOCK))).astype(np.int64)
-        pool.capacity[:n] = np.where(lengths > 0, 1 << blocks, 0)
-        ends = np.cumsum(pool.capacity[:n].astype(np.int64))
-        pool.start[:n] = ends - pool.capacity[:n]
+        capacity = np.array(covisitation_kernels.capacities(self.row_capacity), dtype=np.int32)
+        blocks = capacity[np.searchsorted(capacity, lengths)]
+        gone = self.items.given[:n] == kernels.FREED
+        pool.capacity[:n] = np.where(lengths > 0, blocks, np.where(gone, covisitation_kernels.FORGOTTEN, 0))
         pool.length[:n] = lengths
-        pool.top[0] = ends[-1] if n else 0
-        self._reserve_slots()
-        within = np.arange(len(keys)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
-        slots = np.repeat(pool.start[:n], lengths) + within
-        self._pool.keys[slots] = keys
-        self._pool.values[slots] = values
-        kernels.rebuild_index(self._pool, n)
+        top = covisitation_kernels.place_blocks(pool, n)
+        self._reserve_slots(top)
+        covisitation_kernels.fill_blocks(self._pool, n, keys, values)
 
     def _clear(self) -> None:
         self._pool = kernels.RowPool(
@@ -188,9 +197,8 @@ class CoVisitation(OnlineRanker):
             capacity=np.zeros(0, dtype=np.int32),
             keys=np.zeros(0, dtype=np.int32),
             values=np.zeros(0, dtype=np.float32),
-            slots=np.full(0, -1, dtype=np.int16),
-            free=np.full(16, -1, dtype=np.int64),
-            top=np.zeros(1, dtype=np.int64),
+            slots=np.zeros(0, dtype=np.int16),
+            marks=np.array([0, 0, -1, 0], dtype=np.int64),
         )
         self._count = np.zeros(0, dtype=np.float64)
         self._source_norm = np.zeros(0, dtype=np.float32)
@@ -200,47 +208,45 @@ class CoVisitation(OnlineRanker):
         self._touched = np.zeros(self.query_length * self.row_capacity + 1, dtype=np.int32)
 
     def _reserve_rows(self, n: int) -> None:
-        have = len(self._count)
-        if n <= have:
+        if n <= len(self._count):
             return
-        extra = max(n, 2 * have, 64) - have
-        pool = self._pool
+        pool, limit = self._pool, self.items.limit
         self._pool = pool._replace(
-            start=extended(pool.start, extra),
-            length=extended(pool.length, extra),
-            capacity=extended(pool.capacity, extra),
+            start=grown(pool.start, n, limit),
+            length=grown(pool.length, n, limit),
+            capacity=grown(pool.capacity, n, limit),
         )
-        self._count = extended(self._count, extra)
-        self._source_norm = extended(self._source_norm, extra)
-        self._target_norm = extended(self._target_norm, extra)
-        self._total = extended(self._total, extra)
+        self._count = grown(self._count, n, limit)
+        self._source_norm = grown(self._source_norm, n, limit)
+        self._target_norm = grown(self._target_norm, n, limit)
+        self._total = grown(self._total, n, limit)
 
-    def _reserve_slots(self) -> None:
-        """Room for one event's worst case: its item's row grown to the full, each other row grown once."""
+    def _reserve_slots(self, more: int = 0) -> None:
+        """Room for one event's worst case, and `more` slots."""
         pool = self._pool
-        needed = int(pool.top[0]) + (self.window + 2) * self.row_capacity
-        have = len(pool.keys)
-        if needed > have:
-            extra = max(needed, 2 * have) - have
-            self._pool = pool._replace(
-                keys=extended(pool.keys, extra),
-                values=extended(pool.values, extra),
-                slots=extended(pool.slots, 2 * extra),
-            )
+        worst = covisitation_kernels.most_slots(self.window, self.row_capacity)
+        needed, limit = int(pool.marks[0]) + more + worst, self.items.limit
+        if needed > len(pool.keys):
+            if needed > SMALL_ROWS * _SLOTS_PER_ITEM and limit < UNLIMITED:
+                needed = max(needed + needed // 2, _SLOTS_PER_ITEM * limit)
+            keys = grown(pool.keys, needed, UNLIMITED)
+            values = grown(pool.values, needed, UNLIMITED)
+            self._pool = pool._replace(keys=keys, values=values, slots=keys.view(np.int16))
 
     def _rescale(self, time_ms: int) -> None:
         """Move the landmark on by whole half-lives: each weight is multiplied by an exact power of two."""
         halvings = halvings_due(time_ms, self._clock, self.half_life_s)
         if halvings == 0:
             return
-        factor = 2.0**-halvings
-        self._pool.values[: int(self._pool.top[0])] *= np.float32(factor)
-        self._count *= factor
-        gone = self._count < kernels.GONE_COUNT
-        self._count[gone] = 0.0
+        factor, n = 2.0**-halvings, len(self.items)
+        self._pool.values[: int(self._pool.marks[0])] *= np.float32(factor)
+        count = self._count[:n]
+        count *= factor
+        gone = count < kernels.GONE_COUNT
+        count[gone] = 0.0
         for norm, exponent in (
-            (self._source_norm, self.source_exponent),
-            (self._target_norm, self.target_exponent),
+            (self._source_norm[:n], self.source_exponent),
+            (self._target_norm[:n], self.target_exponent),
         ):
             norm[gone] = 0.0
             norm[~gone] *= np.float32(2.0 ** (min(halvings, 100) * exponent))

@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from online_models.item_table import UNLIMITED, grown
+
 __all__ = ["FactorTable", "start_vectors"]
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
@@ -37,7 +39,7 @@ def start_vectors(seed: int, ids: Sequence[str], dimension: int, scale: float) -
 
 
 class FactorTable:
-    """Rows of float32[dimension], contiguous, grown by doubling; a new row holds its id's start vector.
+    """Rows of float32[dimension], contiguous; a new row holds its id's start vector.
 
     >>> table = FactorTable(dimension=2, seed=7)
     >>> table.ensure(["milk", "bread"])
@@ -62,15 +64,13 @@ class FactorTable:
         """View float32[n, dimension] of the rows in use; `ensure` may move them, so don't keep it."""
         return self._storage[: self._length]
 
-    def ensure(self, ids: Sequence[str]) -> None:
-        """Make the table as long as `ids`, row r holding the start vector of ids[r] until it is learned."""
+    def ensure(self, ids: Sequence[str], limit: int = UNLIMITED) -> None:
+        """Make the table as long as `ids`, row r holding the start vector of ids[r] until it is learned; at
+        most `limit` rows are ever asked for."""
         first, wanted = self._length, len(ids)
         if wanted <= first:
             return
-        if wanted > len(self._storage):
-            grown = np.zeros((max(wanted, 2 * len(self._storage)), self.dimension), dtype=np.float32)
-            grown[:first] = self._storage[:first]
-            self._storage = grown
+        self._storage = grown(self._storage, wanted, limit)
         self._storage[first:wanted] = self.start_vectors(ids[first:])
         self._length = wanted
 

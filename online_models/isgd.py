@@ -119,7 +119,7 @@ class ISGD(OnlineRanker):
             drawn,
         )
         ids = self.items.ids
-        return after, [[ids[row] for row in line if row >= 0] for line in drawn.tolist()]
+        return after, [[ids[row] for row in line if row >= 0 and ids[row]] for line in drawn.tolist()]
 
     def apply(self, batch: LearningBatch, rows: BatchRows) -> None:
         if batch.user_before.shape[1] != self.dimension:
@@ -127,11 +127,23 @@ class ISGD(OnlineRanker):
                 f"user_before: {batch.user_before.shape[1]} dimensions, but this model has {self.dimension}; "
                 "the record was made under other settings"
             )
-        self.factors.ensure(self.items.ids)
+        changes, vectors = self._given_vectors(batch, rows.changes)
+        self.factors.ensure(self.items.ids, self.items.limit)
         kernels.isgd_apply(
-            rows.item, rows.negatives, batch.weight, batch.user_before, self.factors.rows,
+            changes, vectors, rows.item, rows.negatives, batch.weight, batch.user_before, self.factors.rows,
             self.learning_rate, self.regularization,
         )  # fmt: skip
+
+    def _given_vectors(
+        self, batch: LearningBatch, changes: NDArray[np.int32]
+    ) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+        """Changes that the kernel must follow event by event, and start vectors float32[given, d] for them;
+        none where rows are only added to the table."""
+        given = changes[:, 1] == kernels.GIVEN
+        if given.all() and (changes[:, 2] >= len(self.factors)).all():
+            return changes[:0], np.empty((0, self.dimension), dtype=np.float32)
+        ids = [batch.item_ids[index] for index in changes[given, 3].tolist()]
+        return changes, self.factors.start_vectors(ids)
 
     def retrieve(
         self, user_factors: NDArray[np.float32], k: int, exclude_rows: NDArray[np.int32] | None = None
@@ -149,7 +161,7 @@ class ISGD(OnlineRanker):
         kernels.isgd_retrieve(
             np.ascontiguousarray(user_factors, dtype=np.float32),
             contiguous_rows(np.where(exclude < known, exclude, -1)),
-            self.factors.rows, self._mask, rows, scores,
+            self.factors.rows, self.items.given, self._mask, rows, scores,
         )  # fmt: skip
         return rows, scores
 
@@ -183,6 +195,10 @@ class ISGD(OnlineRanker):
         batch.user_before, batch.user_after = before.copy(), after
         self._users[user] = after[0]
         return batch
+
+    def nbytes(self) -> int:
+        """Bytes of the item factors in use."""
+        return self.factors.rows.nbytes
 
     def item_arrays(self) -> Arrays:
         return self.factors.to_arrays("isgd.items")

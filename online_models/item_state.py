@@ -26,7 +26,7 @@ from online_models.settings import ModelSettings
 __all__ = ["ItemState", "ModelSettings", "settings_digest", "warm_up"]
 
 METADATA_KEY = "freshet"
-SNAPSHOT_FORMAT = 1
+SNAPSHOT_FORMAT = 2
 
 
 class ItemState:
@@ -49,7 +49,7 @@ class ItemState:
         self.popularity = DecayedPopularity(**msgspec.structs.asdict(settings.popularity), seed=settings.seed)
         self.factors = ISGD(**msgspec.structs.asdict(settings.factors), seed=settings.seed)
         self._models = (self.covisitation, self.popularity, self.factors)
-        self._share(ItemTable())
+        self._share(ItemTable(limit=settings.max_items))
 
     def apply(self, batch: LearningBatch) -> None:
         """Learn one record of the log into every model. A bad batch raises ValueError and changes nothing."""
@@ -64,6 +64,25 @@ class ItemState:
     def epoch(self) -> int:
         """Row assignments made so far: the state of the item table that a writer names rows by."""
         return self.items.epoch
+
+    @property
+    def evictions(self) -> int:
+        """Items that lost their row so far, because the table was full and they were idle longest."""
+        return self.items.evictions
+
+    def take_changes(self) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+        """Rows whose item changed since the last call: (int32[a] those that have a new item, int32[b] those
+        that have none now). A new or restored state gives all its rows at first. For one caller."""
+        return self.items.take_changes()
+
+    def nbytes(self) -> dict[str, int]:
+        """Bytes in use, by model, and of the item table without the ids' own strings."""
+        return {
+            "items": self.items.nbytes(),
+            "covisitation": self.covisitation.nbytes(),
+            "popularity": self.popularity.nbytes(),
+            "factors": self.factors.nbytes(),
+        }
 
     def start_users(self, users: Sequence[str]) -> NDArray[np.float32]:
         """Factors float32[n, d] of users never seen."""
@@ -92,7 +111,7 @@ class ItemState:
 
     def from_arrays(self, arrays: Mapping[str, NDArray[np.generic]]) -> None:
         """Replace the state by that of `to_arrays` under the same settings. The offset is left alone."""
-        self._share(ItemTable.from_arrays(arrays))
+        self._share(ItemTable.from_arrays(arrays, self.settings.max_items))
         for model in self._models:
             model.load_item_arrays(arrays)
 

@@ -1,10 +1,10 @@
 # mypy: disable-error-code="return-value, arg-type, assignment, no-any-return, call-overload, operator"
 # numba unifies Python's and numpy's scalars, which mypy keeps apart.
-"""Every compiled kernel of the package: sequential, in log order, without the interpreter lock.
+"""Compiled kernels of the models: sequential, in log order, without the interpreter lock.
 
 No fastmath, no parallel loop and no BLAS where state changes: the same log must give the same bits on every
-replica. All kernels stand in this one file because numba's disk cache watches only the file of the kernel
-that is called: a helper changed in another file would leave stale machine code behind.
+replica. Kernels that call each other stand in one file because numba's disk cache watches only the file of
+the kernel that is called: a helper changed in another file would leave stale machine code behind.
 """
 
 from __future__ import annotations
@@ -17,28 +17,33 @@ import numpy as np
 from numpy.typing import NDArray
 
 __all__ = [
+    "FREED",
+    "GIVEN",
+    "GONE",
     "GONE_COUNT",
     "KERNEL_VERSION",
     "RESCALE_HALF_LIVES",
-    "SMALLEST_BLOCK",
+    "SWEEP",
     "RowPool",
-    "covisitation_learn",
     "covisitation_retrieve",
-    "covisitation_score",
+    "forward_growth",
     "isgd_apply",
     "isgd_learn_users",
     "isgd_retrieve",
     "isgd_score",
     "isgd_step",
     "popularity_learn",
-    "rebuild_index",
-    "resolve_mentions",
+    "rebuild_top",
 ]
 
-KERNEL_VERSION = 1
+KERNEL_VERSION = 2
 """Raised whenever a kernel gives other bits for the same input; part of the settings digest."""
 
-SMALLEST_BLOCK = 8
+GIVEN, GONE, SWEEP = 1, 0, 2
+"""Kinds of change to the item table: (event, GIVEN, row, index of the id), (event, GONE, row, 0) and (event,
+SWEEP, from, to), each before its event is learned."""
+FREED = np.iinfo(np.int64).max
+"""`given` of a row that no item has: later than any epoch."""
 GONE_COUNT = 1e-12
 """A count that has faded below this is 0: its inverse powers would overflow float32."""
 RESCALE_HALF_LIVES = 20
@@ -63,19 +68,22 @@ def kernel(function: F) -> F:
 
 
 class RowPool(NamedTuple):
-    """Sparse rows in one pool. Row r owns slots start[r] to start[r] + capacity[r] of keys and values,
-    filled in order of first use, and twice as many of `slots`, an open-addressing table from key to position
-    (-1 = empty).
+    """Sparse rows in one pool. Row r owns slots start[r] to start[r] + capacity[r] of keys and values, filled
+    in order of first use. The slot before them holds the row's number in keys, or -1 - (slots of the block,
+    itself included) when the block is no longer used. Behind a large block, keys hold its index: twice as
+    many int16 as it has slots, an open-addressing table from key to position (-1 = empty).
+
+    New blocks go on top. When an eighth of the pool is unused, blocks are moved down, a few at every new
+    block, so that no event waits for all of them.
     """
 
     start: Longs  # int64[rows]
     length: Ints  # int32[rows], slots in use
-    capacity: Ints  # int32[rows], 0 = no block yet, else SMALLEST_BLOCK * 2**class
+    capacity: Ints  # int32[rows], 0 = no block yet, -1 = its item is gone
     keys: Ints  # int32[slots]
     values: Floats  # float32[slots]
-    slots: NDArray[np.int16]  # int16[2 * slots]
-    free: Longs  # int64[classes]: first returned block of each size, -1 = none; keys[block] leads to the next
-    top: Longs  # int64[1]: first slot never used
+    slots: NDArray[np.int16]  # int16[2 * slots]: keys seen as halves
+    marks: Longs  # int64[4]: first slot never used, slots unused below it, next to move from (-1), and to
 
 
 @kernel
@@ -125,116 +133,6 @@ def _sort_best_first(scores: Floats, rows: Ints, size: int) -> None:
 
 
 @kernel
-def _hash_slot(key: int, mask: int) -> int:
-    mixed = np.uint64(key) * np.uint64(
-        0x9E3779B97F4A7C15
-    )  # Fibonacci hashing: the high bits are the good ones
-    return np.int64(mixed >> np.uint64(33)) & mask
-
-
-@kernel
-def _find(pool: RowPool, row: int, key: int) -> int:
-    """Position of key in the row's block, or -1 - (index slot where it belongs). Needs capacity > 0."""
-    base = 2 * pool.start[row]
-    mask = 2 * np.int64(pool.capacity[row]) - 1
-    slot = _hash_slot(key, mask)
-    while True:
-        position = np.int64(pool.slots[base + slot])
-        if position < 0:
-            return -1 - slot
-        if pool.keys[pool.start[row] + position] == key:
-            return position
-        slot = (slot + 1) & mask
-
-
-@kernel
-def _reindex(pool: RowPool, row: int) -> None:
-    start, capacity = pool.start[row], np.int64(pool.capacity[row])
-    for slot in range(2 * start, 2 * (start + capacity)):
-        pool.slots[slot] = -1
-    for position in range(pool.length[row]):
-        slot = -1 - _find(pool, row, pool.keys[start + position])
-        pool.slots[2 * start + slot] = position
-
-
-@kernel
-def _grow(pool: RowPool, row: int) -> None:
-    """Move the row to a block twice as large and return its old block to the free list."""
-    old_start, old_capacity = pool.start[row], np.int64(pool.capacity[row])
-    capacity = max(2 * old_capacity, SMALLEST_BLOCK)
-    size_class = 0
-    while SMALLEST_BLOCK << size_class < capacity:
-        size_class += 1
-    start = pool.free[size_class]
-    if start >= 0:
-        following = np.int64(pool.keys[start])
-        pool.free[size_class] = following * SMALLEST_BLOCK if following >= 0 else -1
-    else:
-        start = pool.top[0]
-        pool.top[0] += capacity
-    for position in range(pool.length[row]):
-        pool.keys[start + position] = pool.keys[old_start + position]
-        pool.values[start + position] = pool.values[old_start + position]
-    pool.start[row], pool.capacity[row] = start, capacity
-    _reindex(pool, row)
-    if old_capacity > 0:
-        head = pool.free[size_class - 1]
-        pool.keys[old_start] = head // SMALLEST_BLOCK if head >= 0 else -1
-        pool.free[size_class - 1] = old_start
-
-
-@kernel
-def _prune(pool: RowPool, row: int) -> None:
-    """Keep the heavier half of a full row, in its order; among equals the older entries stay."""
-    start, length = pool.start[row], np.int64(pool.length[row])
-    values, positions = np.empty(length // 2, dtype=np.float32), np.empty(length // 2, dtype=np.int32)
-    size = 0
-    for position in range(length):
-        size = _push(values, positions, size, pool.values[start + position], position)
-    stays = np.zeros(length, dtype=np.uint8)
-    for best in range(size):
-        stays[positions[best]] = 1
-    kept = 0
-    for position in range(length):
-        if stays[position]:
-            pool.keys[start + kept] = pool.keys[start + position]
-            pool.values[start + kept] = pool.values[start + position]
-            kept += 1
-    pool.length[row] = kept
-    _reindex(pool, row)
-
-
-@kernel
-def _add(pool: RowPool, row: int, key: int, amount: float, row_capacity: int) -> None:
-    if pool.capacity[row] == 0:
-        _grow(pool, row)
-    found = _find(pool, row, key)
-    if found < 0 and pool.length[row] == pool.capacity[row]:
-        if pool.capacity[row] < row_capacity:
-            _grow(pool, row)
-        else:
-            _prune(pool, row)
-        found = _find(pool, row, key)
-    start = pool.start[row]
-    if found >= 0:
-        pool.values[start + found] += np.float32(amount)
-        return
-    position = pool.length[row]
-    pool.slots[2 * start + (-1 - found)] = position
-    pool.keys[start + position] = key
-    pool.values[start + position] = np.float32(amount)
-    pool.length[row] = position + 1
-
-
-@kernel
-def rebuild_index(pool: RowPool, rows: int) -> None:
-    """Make `index` from keys, for rows restored from a snapshot."""
-    for row in range(rows):
-        if pool.capacity[row] > 0:
-            _reindex(pool, row)
-
-
-@kernel
 def _growth(time_ms: int, clock: Longs, half_life_ms: float) -> float:
     """Forward-decay factor 2**((t - landmark) / half-life); 1 without decay. Moves `newest` on."""
     clock[0] = time_ms if clock[0] < 0 else clock[0]
@@ -248,35 +146,13 @@ def _rescale_due(time_ms: int, clock: Longs, half_life_ms: float) -> bool:
 
 
 @kernel
-def covisitation_learn(
-    first: int, item: Ints, recent: Ints, weight: Floats, time_ms: Longs,
-    pool: RowPool, count: Doubles, source_norm: Floats, target_norm: Floats, clock: Longs,
-    window: int, gap_decay: float, backward_weight: float, source_exponent: float, target_exponent: float,
-    shrinkage: float, half_life_ms: float, row_capacity: int,
-) -> int:  # fmt: skip
-    """Learn events from `first` on; returns the next one: n, or earlier when pool or clock need service."""
-    window = min(window, recent.shape[1])
-    for event in range(first, item.shape[0]):
-        time = time_ms[event]
-        if pool.top[0] + (window + 2) * row_capacity > pool.keys.shape[0] or _rescale_due(
-            time, clock, half_life_ms
-        ):
+def forward_growth(first: int, time_ms: Longs, clock: Longs, half_life_ms: float, out: Doubles) -> int:
+    """Growth of events from `first` on; returns the next one: n, or earlier when the clock needs service."""
+    for event in range(first, time_ms.shape[0]):
+        if _rescale_due(time_ms[event], clock, half_life_ms):
             return event
-        growth = _growth(time, clock, half_life_ms)
-        target, amount = item[event], weight[event] * growth
-        for gap in range(window):
-            source = recent[event, gap]
-            if source >= 0 and source != target:
-                _add(pool, source, target, amount, row_capacity)
-                if backward_weight > 0.0:
-                    _add(pool, target, source, amount * backward_weight, row_capacity)
-            amount *= gap_decay
-        count[target] += abs(weight[event]) * growth
-        mass = count[target] + shrinkage * growth
-        if mass >= GONE_COUNT:
-            source_norm[target] = mass ** (-source_exponent)
-            target_norm[target] = mass ** (-target_exponent)
-    return item.shape[0]
+        out[event] = _growth(time_ms[event], clock, half_life_ms)
+    return time_ms.shape[0]
 
 
 @kernel
@@ -319,72 +195,62 @@ def covisitation_retrieve(
 
 
 @kernel
-def covisitation_score(
-    recent: Ints, candidates: Ints, pool: RowPool, source_norm: Floats, target_norm: Floats, scale: float,
-    query_length: int, query_decay: float, out: Floats,
-) -> None:  # fmt: skip
-    """Scores of given rows, the same arithmetic in the same order as `covisitation_retrieve`."""
-    for user in range(recent.shape[0]):
-        decay = 1.0
-        for position in range(min(query_length, recent.shape[1])):
-            source = recent[user, position]
-            if source >= 0 and source < source_norm.shape[0] and pool.length[source] > 0:
-                part = np.float32(decay) * source_norm[source]
-                for column in range(candidates.shape[1]):
-                    found = _find(pool, source, candidates[user, column])
-                    if found >= 0:
-                        out[user, column] += part * pool.values[pool.start[source] + found]
-            decay *= query_decay
-        for column in range(candidates.shape[1]):
-            key = candidates[user, column]
-            if out[user, column] != 0.0:
-                out[user, column] = out[user, column] * target_norm[key] * np.float32(scale)
-
-
-@kernel
-def resolve_mentions(
-    column: Ints, row_of_index: Ints, known_from: Ints, given: Longs, epochs: Longs, out: Ints
-) -> None:
-    """Rows of a column int32[n, w] of a learning batch, -1 = unknown; see `LearningBatch`.
-
-    row_of_index int32[ids]; known_from int32[ids]: first event at which the id has its row; given
-    int64[rows]: row assignments made before this row's; epochs int64[n]. A row that is named counts when it
-    had been given by the writer's epoch.
-    """
-    for event in range(column.shape[0]):
-        for position in range(column.shape[1]):
-            value, row = column[event, position], -1
-            if value >= 0:
-                row = row_of_index[value] if known_from[value] <= event else -1
-            elif value <= -2 and -value - 2 < given.shape[0] and given[-value - 2] < epochs[event]:
-                row = -value - 2
-            out[event, position] = row
-
-
-@kernel
 def _is_above(values: Doubles, row: int, other: int) -> bool:
     return values[row] > values[other] or (values[row] == values[other] and row < other)
 
 
 @kernel
-def _raise_in_top(values: Doubles, top: Ints, position_of: Ints, length: int, row: int) -> int:
-    """Restore order after values[row] grew; returns the list's new length."""
-    position = position_of[row]
+def _raise_in_top(values: Doubles, top: Ints, position_of: Ints, state: Longs, row: int) -> None:
+    """Restore order after values[row] grew. state int64[2]: the list's length, and 1 when rows stand outside
+    it: then one comes in only above its last, so that the list stays the exact top of its length."""
+    position, length = position_of[row], state[0]
     if position < 0:
+        if state[1] != 0 and (length == 0 or not _is_above(values, row, top[length - 1])):
+            return
         if length < top.shape[0]:
             position = length
-            length += 1
-        elif _is_above(values, row, top[length - 1]):
+            state[0] = length + 1
+        else:
+            state[1] = 1
+            if not _is_above(values, row, top[length - 1]):
+                return
             position = length - 1
             position_of[top[position]] = -1
-        else:
-            return length
     while position > 0 and _is_above(values, row, top[position - 1]):
         top[position] = top[position - 1]
         position_of[top[position]] = position
         position -= 1
     top[position], position_of[row] = row, position
-    return length
+
+
+@kernel
+def _drop_from_top(top: Ints, position_of: Ints, state: Longs, row: int) -> bool:
+    """Take a row out of the list; True when the list, no longer all there is, has become too short."""
+    position = position_of[row]
+    if position >= 0:
+        state[0] -= 1
+        for later in range(position, state[0]):
+            top[later] = top[later + 1]
+            position_of[top[later]] = later
+        position_of[row] = -1
+    return position >= 0 and state[1] != 0 and 2 * state[0] <= top.shape[0]
+
+
+@kernel
+def rebuild_top(
+    values: Doubles, above: float, given: Longs, rows: int, top: Ints, position_of: Ints, state: Longs
+) -> None:
+    """Make the list anew of the rows that have an item and a value above `above`: one pass over them all."""
+    scores, size, found = np.empty(top.shape[0], dtype=np.float64), 0, 0
+    position_of[:rows] = -1
+    for row in range(rows):
+        if given[row] != FREED and values[row] > above:
+            found += 1
+            size = _push(scores, top, size, values[row], row)
+    _sort_best_first(scores, top, size)
+    for position in range(size):
+        position_of[top[position]] = position
+    state[0], state[1] = size, found > size
 
 
 @kernel
@@ -402,30 +268,44 @@ def _lower_in_top(values: Doubles, top: Ints, position_of: Ints, length: int, ro
 
 @kernel
 def popularity_learn(
-    first: int, item: Ints, weight: Floats, time_ms: Longs, half_life_ms: float,
-    decayed: Doubles, plain: Doubles, clock: Longs, counters: Longs,
+    first: int, changes: Ints, changed: int, given: Longs, item: Ints, weight: Floats, time_ms: Longs,
+    half_life_ms: float, decayed: Doubles, plain: Doubles, clock: Longs, counters: Longs,
     top: Ints, top_position: Ints, top_plain: Ints, top_plain_position: Ints,
-) -> int:  # fmt: skip
-    """Learn events from `first` on; returns the next one: n, or earlier when clock or list need service.
+) -> tuple[int, int]:  # fmt: skip
+    """Learn events from `first` and table changes from `changed` on; returns the next ones: the last, or
+    earlier when the clock needs service.
 
-    counters int64[4]: rows seen, length of top, length of top_plain, decrements since top was rebuilt.
+    counters int64[6]: rows seen, decrements since top was rebuilt, then `state` of top and of top_plain.
     """
+    state, state_plain = counters[2:4], counters[4:6]
     for event in range(first, item.shape[0]):
         if _rescale_due(time_ms[event], clock, half_life_ms):
-            return event
+            return event, changed
+        short = short_plain = False
+        while changed < changes.shape[0] and changes[changed, 0] == event:
+            if changes[changed, 1] == GONE:
+                gone = changes[changed, 2]
+                decayed[gone] = plain[gone] = 0.0
+                short |= _drop_from_top(top, top_position, state, gone)
+                short_plain |= _drop_from_top(top_plain, top_plain_position, state_plain, gone)
+            changed += 1
         row, gain = item[event], weight[event] * _growth(time_ms[event], clock, half_life_ms)
         counters[0] = max(counters[0], row + 1)
         decayed[row] += gain
-        counters[1] = _raise_in_top(decayed, top, top_position, counters[1], row)
+        _raise_in_top(decayed, top, top_position, state, row)
         if gain > 0.0:
             plain[row] += 1.0
-            counters[2] = _raise_in_top(plain, top_plain, top_plain_position, counters[2], row)
+            _raise_in_top(plain, top_plain, top_plain_position, state_plain, row)
         elif gain < 0.0:
-            _lower_in_top(decayed, top, top_position, counters[1], row)
-            counters[3] += counters[0] > top.shape[0]  # a shorter list holds every row and stays exact
-            if counters[3] >= max(1024, counters[0] // 8):
-                return event + 1
-    return item.shape[0]
+            _lower_in_top(decayed, top, top_position, state[0], row)
+            counters[1] += state[1]  # a list of all rows stays exact
+            short |= counters[1] >= max(1024, counters[0] // 8)
+        if short:
+            rebuild_top(decayed, -np.inf, given, counters[0], top, top_position, state)
+            counters[1] = 0
+        if short_plain:
+            rebuild_top(plain, 0.0, given, counters[0], top_plain, top_plain_position, state_plain)
+    return item.shape[0], changed
 
 
 @kernel
@@ -504,11 +384,22 @@ def isgd_learn_users(
 
 @kernel
 def isgd_apply(
-    item: Ints, negatives: Ints, weight: Floats, users: Floats, factors: Floats,
-    learning_rate: float, regularization: float,
+    changes: Ints, vectors: Floats, item: Ints, negatives: Ints, weight: Floats, users: Floats,
+    factors: Floats, learning_rate: float, regularization: float,
 ) -> None:  # fmt: skip
-    """Every replica's half: moves item factors in place, from the users' factors before their own step."""
+    """Every replica's half: moves item factors in place, from the users' factors before their own step.
+
+    A row that is given to an item gets the next of `vectors` float32[given, d], one that is freed is 0.
+    """
+    changed, given = 0, 0
     for event in range(item.shape[0]):
+        while changed < changes.shape[0] and changes[changed, 0] == event:
+            if changes[changed, 1] == GIVEN:
+                factors[changes[changed, 2]] = vectors[given]
+                given += 1
+            elif changes[changed, 1] == GONE:
+                factors[changes[changed, 2]] = 0.0
+            changed += 1
         rate = _rate(weight[event], learning_rate)
         target = 1.0 if weight[event] > 0.0 else 0.0
         _sgd_step(factors[item[event]], users[event], target, rate, regularization)
@@ -519,8 +410,9 @@ def isgd_apply(
 
 @kernel
 def isgd_retrieve(
-    users: Floats, exclude: Ints, factors: Floats, mask: Floats, out_rows: Ints, out_scores: Floats
-) -> None:
+    users: Floats, exclude: Ints, factors: Floats, given: Longs, mask: Floats,
+    out_rows: Ints, out_scores: Floats,
+) -> None:  # fmt: skip
     """Best rows of each user by inner product. `mask` float32[items] is all zero before and after."""
     for user in range(users.shape[0]):
         for position in range(exclude.shape[1]):
@@ -528,7 +420,7 @@ def isgd_retrieve(
                 mask[exclude[user, position]] = 1.0
         size = 0
         for row in range(factors.shape[0]):
-            if mask[row] == 0.0:
+            if mask[row] == 0.0 and given[row] != FREED:
                 size = _push(out_scores[user], out_rows[user], size, _dot(users[user], factors[row]), row)
         _sort_best_first(out_scores[user], out_rows[user], size)
         for position in range(exclude.shape[1]):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,8 @@ class BatchRows:
     item: NDArray[np.int32]
     recent: NDArray[np.int32]
     negatives: NDArray[np.int32]
+    changes: NDArray[np.int32] = field(default_factory=lambda: np.empty((0, 4), dtype=np.int32))
+    """int32[c, 4]: rows given and freed, each before its event, in order; see `table_kernels.GIVEN`."""
 
 
 @dataclass(slots=True)
@@ -58,6 +60,28 @@ class LearningBatch:
 
     def validate(self) -> None:
         """Check types, shapes, ranges and finiteness. Raises ValueError naming the column and the numbers."""
+        self._check_types()
+        if len(set(self.item_ids)) != len(self.item_ids):
+            raise ValueError(
+                f"item_ids: {len(self.item_ids)} ids, but only {len(set(self.item_ids))} of them distinct"
+            )
+        from online_models.table_kernels import batch_in_range  # numba: not wanted by who only reads the log
+
+        ids, lowest = len(self.item_ids), -1 - self._newest_epoch()
+        good = batch_in_range(
+            self.item, self.recent, self.negatives, self.time_ms, self.weight,
+            self.user_before, self.user_after, ids, lowest, MAX_TIME_MS, MAX_ABS_WEIGHT,
+        )  # fmt: skip
+        if not good:
+            _check_range("item", self.item, 0, ids - 1)
+            _check_range("recent", self.recent, lowest, ids - 1)
+            _check_range("negatives", self.negatives, lowest, ids - 1)
+            _check_range("time_ms", self.time_ms, 0, MAX_TIME_MS)
+            _check_range("weight", self.weight, -MAX_ABS_WEIGHT, MAX_ABS_WEIGHT)
+            _check_finite("user_before", self.user_before)
+            _check_finite("user_after", self.user_after)
+
+    def _check_types(self) -> None:
         n = len(self.item)
         _check_type("item", self.item, np.int32, (n,))
         _check_type("recent", self.recent, np.int32, (n, None))
@@ -69,19 +93,6 @@ class LearningBatch:
         _check_type("negatives", self.negatives, np.int32, (n, None))
         if not isinstance(self.table_epoch, int):
             _check_type("table_epoch", self.table_epoch, np.int64, (n,))
-        if len(set(self.item_ids)) != len(self.item_ids):
-            raise ValueError(
-                f"item_ids: {len(self.item_ids)} ids, but only {len(set(self.item_ids))} of them distinct"
-            )
-        last = len(self.item_ids) - 1
-        _check_range("item", self.item, 0, last)
-        lowest = -1 - self._newest_epoch()
-        _check_range("recent", self.recent, lowest, last)
-        _check_range("negatives", self.negatives, lowest, last)
-        _check_range("time_ms", self.time_ms, 0, MAX_TIME_MS)
-        _check_range("weight", self.weight, -MAX_ABS_WEIGHT, MAX_ABS_WEIGHT)
-        _check_finite("user_before", self.user_before)
-        _check_finite("user_after", self.user_after)
 
     def slice(self, start: int, stop: int) -> LearningBatch:
         """Interactions start to stop - 1, in the same order; the id list is cut to what they use."""
@@ -154,9 +165,9 @@ def _renamed(index: NDArray[np.int32], column: NDArray[np.int32]) -> NDArray[np.
 def _check_type(
     name: str, column: NDArray[np.generic], dtype: type[np.generic], shape: tuple[int | None, ...]
 ) -> None:
-    fits = column.ndim == len(shape) and all(
-        want is None or have == want for have, want in zip(column.shape, shape, strict=True)
-    )
+    fits = len(column.shape) == len(shape)
+    for have, want in zip(column.shape, shape, strict=False):
+        fits = fits and (want is None or have == want)
     if column.dtype != dtype or not fits:
         wanted = ", ".join("any" if size is None else str(size) for size in shape)
         raise ValueError(

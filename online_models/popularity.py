@@ -8,8 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from online_models import kernels
-from online_models.base import Arrays, OnlineRanker, extended
+from online_models.base import Arrays, OnlineRanker
 from online_models.forward_decay import half_lives_since, halvings_due, require_half_life
+from online_models.item_table import grown
 from online_models.learning_batch import BatchRows, LearningBatch
 
 __all__ = ["DecayedPopularity"]
@@ -22,7 +23,9 @@ class DecayedPopularity(OnlineRanker):
 
     T is the newest event time, H the half-life. The best `top_size` rows by either are kept in order as
     events come: exactly while weights are not negative, or the catalogue fits the list; else the decayed
-    list is rebuilt after every max(1024, items / 8) negative events.
+    list is rebuilt after every max(1024, items / 8) negative events. An item that loses its row leaves both
+    lists; they are then shorter, and exact, until others rise above their last, or half of a list is gone
+    and it is rebuilt.
 
     Parameters: half_life_s H (seconds of event time; 0 = no decay), top_size, seed (unused).
 
@@ -46,26 +49,24 @@ class DecayedPopularity(OnlineRanker):
 
     def apply(self, batch: LearningBatch, rows: BatchRows) -> None:
         self._reserve(len(self.items))
-        event, n = 0, len(batch)
+        event, changed, n = 0, 0, len(batch)
         while event < n:
             self._rescale(int(batch.time_ms[event]))
-            event = kernels.popularity_learn(
-                event, rows.item, batch.weight, batch.time_ms, self.half_life_s * 1000.0,
-                self._decayed, self._plain, self._clock, self._counters,
+            event, changed = kernels.popularity_learn(
+                event, rows.changes, changed, self.items.given, rows.item, batch.weight, batch.time_ms,
+                self.half_life_s * 1000.0, self._decayed, self._plain, self._clock, self._counters,
                 self._top, self._top_position, self._top_plain, self._top_plain_position,
             )  # fmt: skip
-            if self._counters[3] >= max(1024, int(self._counters[0]) // 8):
-                self._rebuild_top()
 
     def top(self, k: int) -> NDArray[np.int32]:
         """At most k rows int32 by falling decayed score, then row; only positive scores."""
-        best = self._top[: min(k, int(self._counters[1]))]
+        best = self._top[: min(k, int(self._counters[2]))]
         positive: NDArray[np.int32] = best[self._decayed[best] > 0.0]
         return positive
 
     def top_plain(self, k: int) -> NDArray[np.int32]:
         """At most k rows int32 by falling count, then row."""
-        return self._top_plain[: min(k, int(self._counters[2]))].copy()
+        return self._top_plain[: min(k, int(self._counters[4]))].copy()
 
     def score(self, rows: NDArray[np.int32]) -> NDArray[np.float32]:
         """Decayed scores float32, of the shape of rows; 0 for -1."""
@@ -82,7 +83,8 @@ class DecayedPopularity(OnlineRanker):
 
     def item_arrays(self) -> Arrays:
         n = len(self.items)
-        _, length, length_plain, _ = self._counters.tolist()
+        self._reserve(n)
+        _, _, length, _, length_plain, _ = self._counters.tolist()
         return {
             "popularity.decayed": self._decayed[:n].copy(),
             "popularity.plain": self._plain[:n].copy(),
@@ -111,37 +113,36 @@ class DecayedPopularity(OnlineRanker):
         self._decayed = np.zeros(0, dtype=np.float64)
         self._plain = np.zeros(0, dtype=np.float64)
         self._clock = np.full(2, -1, dtype=np.int64)
-        self._counters = np.zeros(4, dtype=np.int64)  # as in kernels.popularity_learn
+        self._counters = np.zeros(6, dtype=np.int64)  # as in kernels.popularity_learn
         self._top = np.zeros(self.top_size, dtype=np.int32)
         self._top_plain = np.zeros(self.top_size, dtype=np.int32)
         self._top_position = np.zeros(0, dtype=np.int32)
         self._top_plain_position = np.zeros(0, dtype=np.int32)
 
+    def nbytes(self) -> int:
+        """Bytes of the arrays for the rows in use, and of the lists."""
+        return (8 + 8 + 4 + 4) * len(self.items) + self._top.nbytes + self._top_plain.nbytes
+
     def _reserve(self, n: int) -> None:
-        have = len(self._plain)
-        if n <= have:
+        if n <= len(self._plain):
             return
-        extra = max(n, 2 * have, 64) - have
-        self._decayed = extended(self._decayed, extra)
-        self._plain = extended(self._plain, extra)
-        self._top_position = extended(self._top_position, extra, fill=-1)
-        self._top_plain_position = extended(self._top_plain_position, extra, fill=-1)
+        limit = self.items.limit
+        self._decayed = grown(self._decayed, n, limit)
+        self._plain = grown(self._plain, n, limit)
+        self._top_position = grown(self._top_position, n, limit, fill=-1)
+        self._top_plain_position = grown(self._top_plain_position, n, limit, fill=-1)
 
     def _rescale(self, time_ms: int) -> None:
         halvings = halvings_due(time_ms, self._clock, self.half_life_s)
         if halvings == 0:
             return
-        self._decayed *= 2.0**-halvings
-        self._clock[0] += round(halvings * self.half_life_s * 1000.0)
-        self._rebuild_top()  # scores that faded to 0 are equal now, and equals go by row
-
-    def _rebuild_top(self) -> None:
         seen = int(self._counters[0])
-        best = np.argsort(-self._decayed[:seen], kind="stable")[: self.top_size].astype(np.int32)
-        self._top[: len(best)] = best
-        self._top_position[:] = -1
-        self._top_position[best] = np.arange(len(best), dtype=np.int32)
-        self._counters[1], self._counters[3] = len(best), 0
+        self._decayed[:seen] *= 2.0**-halvings
+        self._clock[0] += round(halvings * self.half_life_s * 1000.0)
+        kernels.rebuild_top(  # scores that faded to 0 are equal now, and equals go by row
+            self._decayed, -np.inf, self.items.given, seen, self._top, self._top_position, self._counters[2:4]
+        )
+        self._counters[1] = 0
 
 
 def _gather(values: NDArray[np.float64], rows: NDArray[np.int32]) -> NDArray[np.float64]:

@@ -56,6 +56,9 @@ class ModelSettings(_Section, frozen=True):
     """All that decides what the replicated item state becomes; its digest stands in every learning record."""
 
     seed: Annotated[int, Meta(ge=0, le=2**63 - 1)] = 0
+    max_items: Annotated[int, Meta(ge=1, le=2**28)] = 1_000_000
+    """Rows of the item table. When it is full (1/32 is kept for the turnover), a new item takes a row from
+    the item whose last event is longest ago, and all that was learned of that item is forgotten."""
     covisitation: CoVisitationSettings = msgspec.field(default_factory=CoVisitationSettings)
     popularity: PopularitySettings = msgspec.field(default_factory=PopularitySettings)
     factors: FactorSettings = msgspec.field(default_factory=FactorSettings)

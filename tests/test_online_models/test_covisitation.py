@@ -123,10 +123,8 @@ def test_learning_cost_does_not_grow_with_the_catalogue() -> None:
     model = CoVisitation()
     model.items.ensure(f"item-{k}" for k in range(50_000))
     model.learn_many(["u"] * 30, [f"item-{k * 1000}" for k in range(30)])
-    slots = int(model._pool.top[0])
-    assert slots <= 30 * (
-        8 + 16 + 32
-    )  # blocks for 30 touched rows of at most 20 partners; none for the others
+    slots = int(model._pool.marks[0])
+    assert slots <= 30 * (1 + 20) * 2  # blocks for 30 touched rows of at most 20 partners, none for others
 
 
 @pytest.mark.parametrize(

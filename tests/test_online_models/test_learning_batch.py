@@ -100,8 +100,8 @@ def test_items_named_by_row_are_those_the_writer_knew() -> None:
     table = ItemTable(["x", "y"])
     batch = make_batch(3)
     batch.recent = np.array([[-2, -3], [-4, 0], [-5, 1]], dtype=np.int32)  # rows 0, 1; 2, "a"; 3, "b"
-    batch.table_epoch = np.array([2, 3, 2], dtype=np.int64)
-    with pytest.raises(ValueError, match="table_epoch is 3, but only 2 rows have been given"):
+    batch.table_epoch = np.array([2, 4, 2], dtype=np.int64)
+    with pytest.raises(ValueError, match="table_epoch is 4 at event 1, but only 2 rows had been given"):
         table.resolve(batch)
     assert table.ids == ["x", "y"]
     batch.table_epoch = 2

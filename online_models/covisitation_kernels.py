@@ -1,0 +1,313 @@
+# mypy: disable-error-code="return-value, arg-type, assignment, no-any-return, call-overload, operator"
+# numba unifies Python's and numpy's scalars, which mypy keeps apart.
+"""Compiled kernels of co-visitation's sparse rows; see `kernels.RowPool` for how they lie in memory.
+
+They call no kernel of another file: numba's disk cache would not notice a change there.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from online_models.kernels import GIVEN, GONE_COUNT, SWEEP, RowPool, kernel
+
+__all__ = [
+    "FORGOTTEN",
+    "SMALLEST_BLOCK",
+    "UNINDEXED",
+    "capacities",
+    "covisitation_learn",
+    "covisitation_score",
+    "fill_blocks",
+    "most_slots",
+    "place_blocks",
+]
+
+SMALLEST_BLOCK = 8
+UNINDEXED = 128
+"""Blocks up to this capacity have no index: comparing all their keys, eight at a time, is as fast."""
+FORGOTTEN = -1
+"""`RowPool.capacity` of a row whose item is gone; entries that name it are dropped as they are met."""
+
+Floats = NDArray[np.float32]
+Doubles = NDArray[np.float64]
+Ints = NDArray[np.int32]
+Longs = NDArray[np.int64]
+
+
+@kernel
+def _hash_slot(key: int, mask: int) -> int:
+    mixed = np.uint64(key) * np.uint64(
+        0x9E3779B97F4A7C15
+    )  # Fibonacci hashing: the high bits are the good ones
+    return np.int64(mixed >> np.uint64(33)) & mask
+
+
+@kernel
+def _find(pool: RowPool, row: int, key: int) -> int:
+    """Position of key in the row's block, or -1 - (index slot where it belongs). Needs capacity > 0."""
+    start, capacity = pool.start[row], np.int64(pool.capacity[row])
+    if capacity <= UNINDEXED:
+        keys, found = pool.keys[start : start + pool.length[row]], np.int32(0)
+        for position in range(keys.shape[0]):
+            found += np.int32(position + 1) if keys[position] == key else np.int32(0)
+        return np.int64(found) - 1
+    base = 2 * (start + capacity)
+    mask = 2 * np.int64(pool.capacity[row]) - 1
+    slot = _hash_slot(key, mask)
+    while True:
+        position = np.int64(pool.slots[base + slot])
+        if position < 0:
+            return -1 - slot
+        if pool.keys[pool.start[row] + position] == key:
+            return position
+        slot = (slot + 1) & mask
+
+
+@kernel
+def _reindex(pool: RowPool, row: int) -> None:
+    start, capacity = pool.start[row], np.int64(pool.capacity[row])
+    if capacity <= UNINDEXED:
+        return
+    base = 2 * (start + capacity)
+    for slot in range(base, base + 2 * capacity):
+        pool.slots[slot] = -1
+    for position in range(pool.length[row]):
+        slot = -1 - _find(pool, row, pool.keys[start + position])
+        pool.slots[base + slot] = position
+
+
+@kernel
+def _block_slots(capacity: int) -> int:
+    return 1 + (capacity if capacity <= UNINDEXED else 2 * capacity)
+
+
+@kernel
+def _next_capacity(capacity: int, row_capacity: int) -> int:
+    """About a quarter more, in steps of 4 or of multiples of 8; powers of two where there is an index."""
+    if capacity == 0:
+        return SMALLEST_BLOCK
+    grown = capacity + max(4, (capacity >> 2) & ~7) if capacity < UNINDEXED else 2 * capacity
+    return min(grown, UNINDEXED if capacity < UNINDEXED else row_capacity, row_capacity)
+
+
+@kernel
+def _release(pool: RowPool, row: int) -> None:
+    used = _block_slots(np.int64(pool.capacity[row]))
+    pool.keys[pool.start[row] - 1] = -1 - used
+    pool.marks[1] += used
+
+
+@kernel
+def _tidy(pool: RowPool, budget: int) -> None:
+    """Move blocks down over unused ones, `budget` slots at a time; begins when an eighth is unused."""
+    marks, keys, values = pool.marks, pool.keys, pool.values
+    if marks[2] < 0:
+        if 8 * marks[1] <= marks[0]:
+            return
+        marks[2] = marks[3] = 0
+    source, to = marks[2], marks[3]
+    end = min(marks[0], source + budget)
+    while source < end:
+        row = np.int64(keys[source])
+        if row < 0:
+            used = -1 - row
+            marks[1] -= used
+        else:
+            used = _block_slots(np.int64(pool.capacity[row]))
+            if to < source:
+                for slot in range(used):
+                    keys[to + slot] = keys[source + slot]
+                    values[to + slot] = values[source + slot]
+                pool.start[row] = to + 1
+            to += used
+        source += used
+    marks[2], marks[3] = source, to
+    if source == marks[0]:
+        marks[0], marks[2] = to, -1
+
+
+@kernel
+def _grow(pool: RowPool, row: int, row_capacity: int) -> None:
+    """Move the row to a larger block on top of the pool."""
+    old_capacity = np.int64(pool.capacity[row])
+    capacity = _next_capacity(old_capacity, row_capacity)
+    used = _block_slots(capacity)
+    _tidy(pool, 16 * used)
+    old_start, start = pool.start[row], pool.marks[0] + 1
+    pool.marks[0] += used
+    pool.keys[start - 1] = row
+    for position in range(pool.length[row]):
+        pool.keys[start + position] = pool.keys[old_start + position]
+        pool.values[start + position] = pool.values[old_start + position]
+    if old_capacity > 0:
+        _release(pool, row)
+    pool.start[row], pool.capacity[row] = start, capacity
+    _reindex(pool, row)
+
+
+@kernel
+def _keep(pool: RowPool, row: int, stays: NDArray[np.uint8]) -> None:
+    """Drop the entries that don't stay; the others keep their order."""
+    start, kept = pool.start[row], 0
+    for position in range(stays.shape[0]):
+        if stays[position]:
+            pool.keys[start + kept] = pool.keys[start + position]
+            pool.values[start + kept] = pool.values[start + position]
+            kept += 1
+    pool.length[row] = kept
+    _reindex(pool, row)
+
+
+@kernel
+def _prune(pool: RowPool, row: int) -> None:
+    """Keep the heavier half of a full row, in its order; among equals the older entries stay."""
+    start, length = pool.start[row], np.int64(pool.length[row])
+    stays = np.zeros(length, dtype=np.uint8)
+    for position in np.argsort(-pool.values[start : start + length], kind="mergesort")[: length // 2]:
+        stays[position] = pool.capacity[pool.keys[start + position]] != FORGOTTEN
+    _keep(pool, row, stays)
+
+
+@kernel
+def _add(pool: RowPool, row: int, key: int, amount: float, row_capacity: int) -> None:
+    if pool.capacity[row] == 0:
+        _grow(pool, row, row_capacity)
+    found = _find(pool, row, key)
+    if found < 0 and pool.length[row] == pool.capacity[row]:
+        if pool.capacity[row] < row_capacity:
+            _grow(pool, row, row_capacity)
+        else:
+            _prune(pool, row)
+        found = _find(pool, row, key)
+    start = pool.start[row]
+    if found >= 0:
+        pool.values[start + found] += np.float32(amount)
+        return
+    position, capacity = pool.length[row], np.int64(pool.capacity[row])
+    if capacity > UNINDEXED:
+        pool.slots[2 * (start + capacity) + (-1 - found)] = position
+    pool.keys[start + position] = key
+    pool.values[start + position] = np.float32(amount)
+    pool.length[row] = position + 1
+
+
+@kernel
+def _forget_mentions(pool: RowPool, first: int, last: int) -> None:
+    """Drop the entries of rows first to last - 1 that name a row whose item is gone."""
+    for row in range(first, last):
+        start, length, gone = pool.start[row], np.int64(pool.length[row]), 0
+        for slot in range(start, start + length):
+            gone += pool.capacity[pool.keys[slot]] == FORGOTTEN
+        if gone > 0:
+            stays = np.ones(length, dtype=np.uint8)
+            for position in range(length):
+                stays[position] = pool.capacity[pool.keys[start + position]] != FORGOTTEN
+            _keep(pool, row, stays)
+
+
+def capacities(row_capacity: int) -> list[int]:
+    """Every capacity that a row may have, from 0 on."""
+    found = [0]
+    while found[-1] < row_capacity:
+        found.append(_next_capacity(found[-1], row_capacity))
+    return found
+
+
+@kernel
+def place_blocks(pool: RowPool, rows: int) -> int:
+    """Start blocks for rows whose capacity is known, one behind the other; returns the slots they take."""
+    top = np.int64(0)
+    for row in range(rows):
+        if pool.capacity[row] > 0:
+            pool.start[row] = top + 1
+            top += _block_slots(np.int64(pool.capacity[row]))
+    return top
+
+
+@kernel
+def fill_blocks(pool: RowPool, rows: int, keys: Ints, values: Floats) -> None:
+    """Fill the blocks of `place_blocks` with the rows' entries, one row behind the other."""
+    entry = 0
+    for row in range(rows):
+        if pool.capacity[row] > 0:
+            start = pool.start[row]
+            pool.keys[start - 1] = row
+            for position in range(pool.length[row]):
+                pool.keys[start + position], pool.values[start + position] = keys[entry], values[entry]
+                entry += 1
+            _reindex(pool, row)
+            pool.marks[0] = start - 1 + _block_slots(np.int64(pool.capacity[row]))
+
+
+@kernel
+def most_slots(window: int, row_capacity: int) -> int:
+    """Slots that one event may need: each row that it touches in a larger block, the item's grown often."""
+    return (2 * window + 2) * (2 * row_capacity + 1)
+
+
+@kernel
+def covisitation_learn(
+    first: int, last: int, changes: Ints, changed: int, item: Ints, recent: Ints, weight: Floats,
+    growth_of: Doubles, pool: RowPool, count: Doubles, source_norm: Floats, target_norm: Floats,
+    window: int, gap_decay: float, backward_weight: float, source_exponent: float, target_exponent: float,
+    shrinkage: float, row_capacity: int,
+) -> tuple[int, int]:  # fmt: skip
+    """Learn events first to last - 1 and table changes from `changed` on; returns the next ones: `last`, or
+    earlier when the pool needs room."""
+    window = min(window, recent.shape[1])
+    needed = most_slots(window, row_capacity)
+    for event in range(first, last):
+        if pool.marks[0] + needed > pool.keys.shape[0]:
+            return event, changed
+        while changed < changes.shape[0] and changes[changed, 0] == event:
+            kind, row = changes[changed, 1], changes[changed, 2]
+            if kind == GIVEN:
+                pool.capacity[row] = 0
+            elif kind == SWEEP:
+                _forget_mentions(pool, row, changes[changed, 3])
+            else:
+                if pool.capacity[row] > 0:
+                    _release(pool, row)
+                pool.capacity[row], pool.length[row] = FORGOTTEN, 0
+                count[row] = source_norm[row] = target_norm[row] = 0.0
+            changed += 1
+        growth = growth_of[event]
+        target, amount = item[event], weight[event] * growth
+        for gap in range(window):
+            source = recent[event, gap]
+            if source >= 0 and source != target:
+                _add(pool, source, target, amount, row_capacity)
+                if backward_weight > 0.0:
+                    _add(pool, target, source, amount * backward_weight, row_capacity)
+            amount *= gap_decay
+        count[target] += abs(weight[event]) * growth
+        mass = count[target] + shrinkage * growth
+        if mass >= GONE_COUNT:
+            source_norm[target] = mass ** (-source_exponent)
+            target_norm[target] = mass ** (-target_exponent)
+    return last, changed
+
+
+@kernel
+def covisitation_score(
+    recent: Ints, candidates: Ints, pool: RowPool, source_norm: Floats, target_norm: Floats, scale: float,
+    query_length: int, query_decay: float, out: Floats,
+) -> None:  # fmt: skip
+    """Scores of given rows, the same arithmetic in the same order as `covisitation_retrieve`."""
+    for user in range(recent.shape[0]):
+        decay = 1.0
+        for position in range(min(query_length, recent.shape[1])):
+            source = recent[user, position]
+            if source >= 0 and source < source_norm.shape[0] and pool.length[source] > 0:
+                part = np.float32(decay) * source_norm[source]
+                for column in range(candidates.shape[1]):
+                    found = _find(pool, source, candidates[user, column])
+                    if found >= 0:
+                        out[user, column] += part * pool.values[pool.start[source] + found]
+            decay *= query_decay
+        for column in range(candidates.shape[1]):
+            key = candidates[user, column]
+            if out[user, column] != 0.0:
+                out[user, column] = out[user, column] * target_norm[key] * np.float32(scale)

@@ -31,8 +31,8 @@ Words = NDArray[np.uint64]
 Doubles = NDArray[np.float64]
 
 IDS, OTHERS = FIELDS[:3], FIELDS[3:9]
-MOST_BYTES = 2**31 - 1
-"""Of a batch: starts are 32-bit."""
+MOST_BYTES = 1 << 30
+"""Of a batch: starts are 32-bit, and what the validator decodes is written behind."""
 MOST_MS = 2**63 - 1
 
 
@@ -116,7 +116,7 @@ class EventReader:
         """The good events of `messages`, all of `events`, and the rejected ones with their places.
 
         Raises:
-            ValueError: the values have 2 GiB or more.
+            ValueError: values and keys have more than 1 GiB.
         """
         n = len(messages)
         batch = _parts(messages)
@@ -190,39 +190,40 @@ def _event_types(weights: dict[str, float]) -> EventTypes:
 
 
 def _parts(messages: Sequence[Record]) -> _Batch:
+    """One pass per part over messages of one class: its methods are called without looking them up."""
     n = len(messages)
+    kind = type(messages[0]) if n else Record
     return _Batch(
-        values=[message.value() for message in messages],
-        keys=[message.key() for message in messages],
-        partition=np.fromiter([message.partition() for message in messages], np.int32, n),
-        offset=np.fromiter([message.offset() for message in messages], np.int64, n),
-        kafka_time_ms=np.fromiter([message.timestamp()[1] for message in messages], np.int64, n),
+        values=list(map(kind.value, messages)),
+        keys=list(map(kind.key, messages)),
+        partition=np.fromiter(map(kind.partition, messages), np.int32, n),
+        offset=np.fromiter(map(kind.offset, messages), np.int64, n),
+        kafka_time_ms=np.fromiter([time_ms for _, time_ms in map(kind.timestamp, messages)], np.int64, n),
     )
 
 
 def _joined(batch: _Batch, max_bytes: int) -> tuple[NDArray[np.uint8], Longs]:
     """All values and keys as `read_events` wants them; what it can't take anyway stands as empty."""
     n = len(batch.values)
-    values, value_lengths = _with_lengths(batch.values, max_bytes)
-    keys, key_lengths = _with_lengths(batch.keys, MOST_BYTES)
-    lengths = np.array([value_lengths, key_lengths], np.int64)
-    if (size := int(lengths.sum()) + 2 * n) > MOST_BYTES // 2:
-        raise ValueError(
-            f"a batch of {n} events has {size} bytes, at most {MOST_BYTES // 2}: lower worker.max_batch"
-        )
+    lengths = np.empty((2, n), np.int64)
+    values = _measured(batch.values, max_bytes, lengths[0])
+    keys = _measured(batch.keys, MOST_BYTES, lengths[1])
+    if (size := int(lengths.sum()) + 2 * n) > MOST_BYTES:
+        raise ValueError(f"a batch of {n} events has {size} bytes, at most {MOST_BYTES}: read it in parts")
     return np.frombuffer(bytearray(b"\0").join([*values, *keys, bytes(PADDING_BYTES)]), np.uint8), lengths
 
 
-def _with_lengths(parts: list[bytes | None], most: int) -> tuple[list[bytes], list[int]]:
-    """The parts and their lengths, empty in place of None and of those of more than `most` bytes."""
-    try:
-        lengths = list(map(len, cast(list[bytes], parts)))
-    except TypeError:
-        lengths = []  # one is None
-    if lengths and max(lengths) <= most:
-        return cast(list[bytes], parts), lengths
+def _measured(parts: list[bytes | None], most: int, lengths: Longs) -> list[bytes]:
+    """The parts, empty in place of None and of those of more than `most` bytes; `lengths` gets theirs."""
+    n = len(parts)
+    if None not in parts:
+        whole = cast(list[bytes], parts)
+        lengths[:] = np.fromiter(map(len, whole), np.int64, n)
+        if lengths.max(initial=0) <= most:
+            return whole
     whole = [part if part is not None and len(part) <= most else b"" for part in parts]
-    return whole, list(map(len, whole))
+    lengths[:] = np.fromiter(map(len, whole), np.int64, n)
+    return whole
 
 
 def _empty_rows(n: int) -> Rows:
@@ -242,21 +243,20 @@ def _empty_rows(n: int) -> Rows:
 def _columns(data: NDArray[np.uint8], batch: _Batch, rows: Rows, kept: Longs | None) -> EventColumns:
     """The columns of the rows at `kept`, of all rows without it."""
     good = slice(None) if kept is None else kept
-    ids, hashes, numbers = rows.ids[:, good], rows.hashes[:, good], rows.numbers[:, good]
     return EventColumns(
         data=data,
         index=np.arange(len(rows.good), dtype=np.int32)[good],
-        user=ids[0],
-        event=ids[1],
-        item=ids[2],
+        user=rows.ids[0][good],
+        event=rows.ids[1][good],
+        item=rows.ids[2][good],
         others=rows.others[good],
-        user_hash=hashes[0],
-        event_hash=hashes[1],
-        item_hash=hashes[2],
+        user_hash=rows.hashes[0][good],
+        event_hash=rows.hashes[1][good],
+        item_hash=rows.hashes[2][good],
         event_type=rows.event_type[good],
         time_ms=rows.time_ms[good],
-        weight=numbers[0],
-        value=numbers[1],
+        weight=rows.numbers[0][good],
+        value=rows.numbers[1][good],
         partition=batch.partition[good],
         offset=batch.offset[good],
         kafka_time_ms=batch.kafka_time_ms[good],

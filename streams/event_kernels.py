@@ -96,9 +96,19 @@ _SIGMA = np.array([[int(digit, 16) for digit in row] for row in _PERMUTATIONS.sp
 _SIGMA = 8 * np.concatenate([_SIGMA, _SIGMA[:2]])
 
 
-def kernel(function: F) -> F:
-    """numba.njit without the interpreter lock, cached on disk."""
+def entry(function: F) -> F:
+    """A kernel that Python calls: without the interpreter lock, cached on disk."""
     return cast(F, numba.njit(nogil=True, cache=True, error_model="numpy")(function))
+
+
+def kernel(function: F) -> F:
+    """A kernel that only kernels call, compiled into theirs."""
+    return cast(F, numba.njit(nogil=True, error_model="numpy", no_cpython_wrapper=True)(function))
+
+
+def inlined(function: F) -> F:
+    """The same where arrays are passed: a call would count references to each."""
+    return cast(F, numba.njit(nogil=True, error_model="numpy", inline="always")(function))
 
 
 @intrinsic
@@ -177,7 +187,7 @@ def _hash(start: int, length: int) -> int:
     return h ^ (h >> _32)
 
 
-@kernel
+@entry
 def hash_bytes(data: Bytes, start: int, length: int) -> int:
     """64 bits of `data[start : start + length]` for hash tables, the same on every machine.
 
@@ -661,27 +671,41 @@ def _blake2b(start: int, length: int, work: int) -> int:
             return _word(work)
 
 
-@kernel
-def _keep(row: int, found: Longs, base: int, rows: Rows) -> None:
+@inlined
+def _keep(row: int, found: int, base: int, rows: Rows) -> None:
     """Copy what was found into its row; starts count from `base`."""
     for code in range(_TEXTS):
-        start, length = found[2 * code] - base, found[2 * code + 1]
+        start, length = _load(found + 16 * code) - base, _load(found + 16 * code + 8)
         if length > 0 and code <= _ITEM:
             rows.ids[code, row, 0], rows.ids[code, row, 1] = start, length
         elif length > 0:
             rows.others[row, code - _ITEM - 1, 0], rows.others[row, code - _ITEM - 1, 1] = start, length
-    rows.event_type[row] = found[_KIND]
-    rows.time_ms[row] = found[_TIME_MS]
-    rows.numbers[1, row] = found.view(np.float64)[_NUMBER]
-    rows.unknown[row] = found[_UNKNOWN]
-    rows.hashes[_USER, row] = _hash(found[2 * _USER], found[2 * _USER + 1])
-    rows.hashes[_EVENT, row] = _blake2b(
-        found[2 * _EVENT], found[2 * _EVENT + 1], np.int64(found.ctypes.data) + 8 * _WORK
-    )
-    rows.hashes[_ITEM, row] = _hash(found[2 * _ITEM], found[2 * _ITEM + 1])
+    rows.event_type[row] = _load(found + 8 * _KIND)
+    rows.time_ms[row] = _load(found + 8 * _TIME_MS)
+    rows.unknown[row] = _load(found + 8 * _UNKNOWN)
+    rows.hashes[_USER, row] = _hash(_load(found + 16 * _USER), _load(found + 16 * _USER + 8))
+    start, length = _load(found + 16 * _EVENT), _load(found + 16 * _EVENT + 8)
+    rows.hashes[_EVENT, row] = _blake2b(start, length, found + 8 * _WORK)
+    rows.hashes[_ITEM, row] = _hash(_load(found + 16 * _ITEM), _load(found + 16 * _ITEM + 8))
 
 
-@kernel
+@inlined
+def _is_usual(at: int, end: int, latest_ms: int, found: int, kinds: EventTypes) -> bool:
+    """Parse the record from `at` to `end` into `found`; whether it is a complete event but for its key."""
+    for code in range(_TEXTS):
+        _store(found + 16 * code + 8, 0)
+    _store(found + 8 * _KIND, -1)
+    _store(found + 8 * _TIME_MS, -1)
+    _store(found + 8 * _NUMBER, np.nan)
+    if _object(at, found) != end:
+        return False
+    kind, time_ms = _load(found + 8 * _KIND), _load(found + 8 * _TIME_MS)
+    if kind < 0 or time_ms < 0 or time_ms > latest_ms:
+        return False
+    return _load(found + 16 * kinds.needs[kind] + 8) > 0 and _load(found + 16 * _EVENT + 8) > 0
+
+
+@entry
 def read_events(
     data: Bytes,
     lengths: Longs,
@@ -705,28 +729,26 @@ def read_events(
         strict: leave misplaced records to the validator, which rejects them.
     """
     n, base = len(partition), np.int64(data.ctypes.data)
-    found = np.zeros(_SLOTS_IN_ALL, np.int64)
-    here = np.int64(found.ctypes.data)
+    slots = np.zeros(_SLOTS_IN_ALL, np.int64)
     spans = kinds.spans + np.array([np.int64(kinds.names.ctypes.data), 0])
-    found[_KINDS], found[_KIND_COUNT], found[_DEPTH] = np.int64(spans.ctypes.data), len(spans), max_depth
+    slots[_KINDS], slots[_KIND_COUNT], slots[_DEPTH] = np.int64(spans.ctypes.data), len(spans), max_depth
+    found, value = np.int64(slots.ctypes.data), slots.view(np.float64)
     at, key, left = base, base + lengths[0].sum() + n, 0
     for row in range(n):
-        end, key_length, time_ms = at + lengths[0, row], lengths[1, row], kafka_time_ms[row]
-        found[: 2 * _TEXTS] = 0
-        found[_KIND], found[_TIME_MS], found.view(np.float64)[_NUMBER] = -1, -1, np.nan
-        good = _object(at, here) == end and 0 <= time_ms <= _LATEST_MS
-        kind = found[_KIND]
-        good = good and kind >= 0 and 0 <= found[_TIME_MS] <= time_ms + future_ms
-        good = good and found[2 * kinds.needs[kind] + 1] > 0 and found[2 * _EVENT + 1] > 0
-        good = good and key_length > 0 and key_length == found[2 * _USER + 1]
-        if good and _same(key, found[2 * _USER], key_length):
-            home = np.int64(_murmur2(key, key_length) & _SIGNLESS) % partitions
+        end, size, appended_ms = at + lengths[0, row], lengths[1, row], kafka_time_ms[row]
+        known_time = 0 <= appended_ms <= _LATEST_MS
+        good = known_time and _is_usual(at, end, appended_ms + future_ms, found, kinds)
+        if good and size > 0 and size == slots[2 * _USER + 1] and _same(key, slots[2 * _USER], size):
+            home = np.int64(_murmur2(key, size) & _SIGNLESS) % partitions
             rows.misplaced[row] = home != partition[row]
-            if home == partition[row] or not strict:
-                rows.good[row] = True
-                rows.numbers[0, row] = kinds.weight[kind]
-                _keep(row, found, base, rows)
-        if not rows.good[row]:
+            good = home == partition[row] or not strict
+        else:
+            good = False
+        if good:
+            rows.good[row] = True
+            rows.numbers[0, row], rows.numbers[1, row] = kinds.weight[slots[_KIND]], value[_NUMBER]
+            _keep(row, found, base, rows)
+        else:
             left += 1
-        at, key = end + 1, key + key_length + 1
+        at, key = end + 1, key + size + 1
     return left

@@ -17,7 +17,7 @@ CHAOS_S ?= 900
 CHAOS_SEED ?=
 CHAOS_JSON ?=
 
-.PHONY: help install demo test test-slow lint format bench soak profile docs lock clean distclean need-maven
+.PHONY: help install demo test test-slow lint format bench chaos soak profile docs lock clean distclean need-maven
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' Makefile | awk -F'|' '{ printf "make %-10s %s\n", $$1, $$2 }'

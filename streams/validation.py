@@ -44,6 +44,7 @@ __all__ = [
     "Rejected",
     "Tombstone",
     "event_hash",
+    "late",
     "newest_after",
 ]
 
@@ -122,6 +123,14 @@ def newest_after(newest_time_ms: int, accepted: AcceptedEvent) -> int:
     return max(newest_time_ms, min(accepted.time_ms, accepted.kafka_time_ms))
 
 
+def late(newest_time_ms: int, time_ms: int, lateness_ms: int) -> str | None:
+    """Why an event is too old beside its partition's newest, see `newest_after`; None where it is not."""
+    behind_ms = newest_time_ms - time_ms
+    if behind_ms <= lateness_ms:
+        return None
+    return f"{behind_ms / 1000:.0f} s older than its partition's newest; at most {lateness_ms / 1000:.0f} s"
+
+
 class EventValidator:
     """Decodes and checks the records of `events`, `requests`, `items` and `users`, one at a time.
 
@@ -166,12 +175,8 @@ class EventValidator:
             weight = self._check_event(event)
             misplaced = self._check_key(key, event.user_id, partition)
             time_ms = event_time(event.timestamp, kafka_time_ms + self._future_ms)
-            if newest_time_ms - time_ms > self._lateness_ms:
-                behind_s, bound_s = (newest_time_ms - time_ms) / 1000, self._lateness_ms / 1000
-                raise InvalidRecordError(
-                    Reason.LATE,
-                    f"{behind_s:.0f} s older than its partition's newest; at most {bound_s:.0f} s",
-                )
+            if message := late(newest_time_ms, time_ms, self._lateness_ms):
+                raise InvalidRecordError(Reason.LATE, message)
         except InvalidRecordError as bad:
             return Rejected(bad.reason, bad.message, partition, offset, kafka_time_ms)
         unknown = 0 if raw.keys() <= _EVENT_FIELDS else len(raw.keys() - _EVENT_FIELDS)

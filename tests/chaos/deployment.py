@@ -10,9 +10,14 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from confluent_kafka.admin import AlterConfigOpType, ConfigEntry, ConfigResource, ResourceType
+from confluent_kafka.admin import (  # type: ignore[attr-defined]  # its re-exports are not marked
+    AlterConfigOpType,
+    ConfigEntry,
+    ConfigResource,
+    ResourceType,
+)
 
-from streams.broker import HOST, BrokerInfo, start_broker, stop_broker
+from streams.broker import BrokerInfo, start_broker, stop_broker
 from streams.clients import admin
 from streams.errors import EmbeddedBrokerError
 from streams.settings import Settings, load_settings
@@ -20,6 +25,7 @@ from streams.topic_admin import create_topics
 
 __all__ = ["BrokerKeeper", "environment", "make_topics", "settings_of"]
 
+HOST = "127.0.0.1"
 SESSION_S = 6.0
 """The shortest that a broker takes by default (group.min.session.timeout.ms is 6000)."""
 WORKER: dict[str, dict[str, Any]] = {

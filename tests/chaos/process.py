@@ -27,6 +27,7 @@ class CommandProcess(WorkerProcess):
             self._process = subprocess.Popen(
                 [sys.executable, *command, *named],
                 env=dict(env),
+                stdout=output,
                 stderr=output,
                 preexec_fn=_end_with_the_tests,
             )

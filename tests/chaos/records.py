@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from typing import cast
 
 from confluent_kafka import Consumer, TopicPartition
 
@@ -77,20 +78,17 @@ def read_topic(settings: Settings, name: str) -> list[Record]:
             waiting = consumer.consume(1, 10.0)
             assert waiting, f"{topic}: neither a record nor its end within 10 s"
             for message in [*waiting, *consumer.consume(5000, 0)]:
-                if message.error() is not None:
-                    left.discard(message.partition())  # the end of the partition; all else fails below
-                    assert message.error().name() == "_PARTITION_EOF", message.error()
+                partition, error = message.partition() or 0, message.error()
+                if error is not None:
+                    left.discard(partition)  # the end of the partition; all else fails below
+                    assert error.name() == "_PARTITION_EOF", error
                     continue
-                found.append(
-                    Record(
-                        message.partition(),
-                        message.offset(),
-                        message.timestamp()[1],
-                        message.key(),
-                        message.value(),
-                        tuple(message.headers() or ()),
-                    )
+                headers = cast(list[tuple[str, bytes | None]], message.headers() or [])
+                time_ms = message.timestamp()[1]
+                record = Record(
+                    partition, message.offset() or 0, time_ms, message.key(), message.value(), tuple(headers)
                 )
+                found.append(record)
     finally:
         consumer.close()
     return sorted(found, key=lambda r: (r.partition, r.offset))

@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 import time
 from collections import Counter
@@ -130,12 +131,16 @@ def run_chaos(plan: Plan, say: Callable[[str], None] = lambda text: None) -> Rep
         scene = _set_up(plan, folder, broker)
         say(f"broker at {broker.bootstrap}; seed {plan.seed}; logs in {folder}")
         _storm(scene, say)
-        return _peace(scene, say)
+        report = _peace(scene, say)
     finally:
         if scene is not None:
             (folder / "story.log").write_text("\n".join(scene.fleet.story) + "\n", "utf-8")
             scene.fleet.clean_up()
         broker.close()
+    if report.clean and plan.folder is None:
+        shutil.rmtree(folder, ignore_errors=True)
+        report.folder = ""
+    return report
 
 
 def _set_up(plan: Plan, folder: Path, broker: BrokerKeeper) -> _Scene:

@@ -5,8 +5,7 @@ A batch that was under way when it died has left lists and interactions behind, 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterable
 
 from confluent_kafka import Consumer, TopicPartition
 
@@ -18,7 +17,7 @@ class NoTransactions(Plain):
     """1. produce what others read, 2. produce the state, 3. commit the offsets."""
 
     def commit(
-        self, records: Sequence[OutputRecord], consumer: Consumer, offsets: list[TopicPartition], *_: Any
+        self, records: Iterable[OutputRecord], consumer: Consumer, offsets: list[TopicPartition]
     ) -> None:
         records = list(records)
         state = [record for record in records if record.topic == self.names["user-state"]]

@@ -5,13 +5,14 @@ Whatever it had in hand when it dies is lost: the offsets say that it was handle
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from confluent_kafka import Consumer, TopicPartition
 
 import streams.source
 from streams.settings import Settings
+from streams.shards import start_offsets
 from streams.transaction import OutputRecord
 from tests.chaos.controls.plain import Plain, run_worker
 
@@ -22,7 +23,7 @@ class OffsetsFirst(Plain):
     """1. commit the offsets, 2. produce."""
 
     def commit(
-        self, records: Sequence[OutputRecord], consumer: Consumer, offsets: list[TopicPartition], *_: Any
+        self, records: Iterable[OutputRecord], consumer: Consumer, offsets: list[TopicPartition]
     ) -> None:
         records = list(records)
         consumer.commit(offsets=offsets, asynchronous=False)
@@ -32,15 +33,12 @@ class OffsetsFirst(Plain):
         self.committed += 1
 
 
-_by_the_record = streams.source.start_offsets
-
-
 def _by_the_group(
     settings: Settings, consumer: Consumer, shards: Any, partitions: Sequence[TopicPartition]
 ) -> list[TopicPartition]:
     """Read on where the group has committed, as a plain consumer does, not where the partition's own record
     says."""
-    starts = _by_the_record(settings, consumer, shards, partitions)
+    starts = start_offsets(settings, consumer, shards, partitions)
     names = {settings.names[name]: name for name in ("events", "requests")}
     committed = {(tp.topic, tp.partition): tp.offset for tp in consumer.committed(list(partitions), RPC_S)}
     for start in starts:
@@ -52,5 +50,5 @@ def _by_the_group(
 
 
 if __name__ == "__main__":
-    streams.source.start_offsets = _by_the_group
+    streams.source.start_offsets = _by_the_group  # type: ignore[attr-defined]
     run_worker(OffsetsFirst)

@@ -33,15 +33,15 @@ class Plain(Transactions):
     def send(self, records: Iterable[OutputRecord]) -> None:
         """Produce `records` and wait until the broker has them."""
         for record in records:
-            where = {} if record.partition is None else {"partition": record.partition}
+            partition = -1 if record.partition is None else record.partition  # -1: by the key
             headers = None if record.headers is None else list(record.headers)
-            self._own.produce(record.topic, record.value, record.key, headers=headers, **where)
+            self._own.produce(record.topic, record.value, record.key, partition, headers=headers)
         assert self._own.flush(FLUSH_S) == 0
 
 
 def run_worker(kind: type[Plain]) -> None:
     """`freshet worker`, committing with `kind`."""
     os.environ["FRESHET_WORKER__DELIVERY"] = "at_least_once"  # the base class then begins no transaction
-    streams.worker.Transactions = kind  # type: ignore[misc, attr-defined]
+    streams.worker.Transactions = kind  # type: ignore[attr-defined]
     sys.argv = ["freshet", "worker", *sys.argv[1:]]
     main()

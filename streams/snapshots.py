@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 
 from online_models.errors import SnapshotMismatchError
 from online_models.item_state import ItemState
-from streams.errors import DataLossError
+from streams.errors import DataLossError, SettingsError, StateError
 from streams.reading import watermarks
 from streams.settings import Settings
 from streams.topic_admin import topic_ids
@@ -32,14 +32,28 @@ log = logging.getLogger("freshet.snapshots")
 _NAME = re.compile(r"^items-(\d{20})-([0-9a-f]{16})\.safetensors$")
 
 
+_UNREADABLE = (SafetensorError, OSError, ValueError, KeyError, TypeError)
+"""What reading a file raises that has its digest and yet is no snapshot, or that the store does not give."""
+
+
+def _open(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
+    try:
+        filesystem, path = fsspec.core.url_to_fs(url)
+    except (ImportError, ValueError) as error:
+        raise SettingsError(
+            f"setting [state] dir = {url!r}: {error}. Folders work as they are; install freshet[s3] or"
+            " freshet[gcs] for object storage, or the fsspec package of another store."
+        ) from error
+    return filesystem, str(path)
+
+
 class SnapshotStore:
     """The last few snapshots of one learning log, in a folder or any store that fsspec knows."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._topic = settings.names["interactions"]
-        url = settings.state.url().rstrip("/")
-        self._fs, path = fsspec.core.url_to_fs(url)
+        self._fs, path = _open(settings.state.url().rstrip("/"))
         self._dir = f"{path}/{topic_ids(settings, [self._topic])[self._topic]}"
 
     @property
@@ -78,36 +92,45 @@ class SnapshotStore:
         log.info("snapshot %s: %d bytes in %.2f s", name, len(data), time.monotonic() - started)
         return name
 
+    def _listed(self) -> list[str]:
+        try:
+            return self.names()
+        except Exception as error:  # a store's client may raise anything
+            raise StateError(
+                f"snapshots in {self._dir} can't be listed: {error!r}. Check [state] dir, and the rights and"
+                " credentials of this user there."
+            ) from error
+
     def newest_or_empty(self) -> ItemState:
         """The newest snapshot that is whole and fits; else an empty state, if the whole log is still there.
 
         Raises:
             DataLossError: no snapshot can be used, and the learning log no longer starts at its beginning.
             SnapshotMismatchError: the only snapshots are of other model settings.
+            StateError: the store does not answer.
         """
         [(low, end)] = watermarks(self._settings, [(self._topic, 0)]).values()
         mismatch: SnapshotMismatchError | None = None
-        for name in self.names():
+        for name in self._listed():
             offset = int(name.split("-")[1])
             if not low <= offset <= end:
                 log.warning("snapshot %s: the log holds offsets %d to %d; not used", name, low, end)
                 continue
             try:
                 data = self._fs.cat_file(f"{self._dir}/{name}")
+                if hashlib.sha256(data).hexdigest()[:16] != name.split("-")[2].partition(".")[0]:
+                    log.error(
+                        "snapshot %s: its bytes do not have its digest (truncated or altered); not used", name
+                    )
+                    continue
+                return ItemState.from_bytes(self._settings.models, data)
             except FileNotFoundError:
                 continue  # another worker on this store has just replaced it by a newer one
-            if hashlib.sha256(data).hexdigest()[:16] not in name:
-                log.error(
-                    "snapshot %s: its bytes do not have its digest (truncated or altered); not used", name
-                )
-                continue
-            try:
-                return ItemState.from_bytes(self._settings.models, data)
             except SnapshotMismatchError as error:
                 log.warning("snapshot %s: %s; not used", name, error)
                 mismatch = error
-            except SafetensorError as error:
-                log.error("snapshot %s: %s; not used", name, error)
+            except _UNREADABLE as error:
+                log.error("snapshot %s: %r; not used", name, error)
         if low > 0:
             raise mismatch or DataLossError(
                 f"{self._topic}[0]: the log starts at offset {low} and no usable snapshot reaches it. Copy "

@@ -101,7 +101,15 @@ class Source:
             ):
                 self._take_nothing(consumer)
                 return
+        fresh = {number for number in numbers if not self._shards[number].next_offsets}
         starts = start_offsets(self._settings, consumer, self._shards, partitions)
+        for tp in starts:
+            if tp.partition in fresh and tp.offset > 0:
+                log.warning(
+                    "%s[%d]: read from offset %d on without any state in user-state: either Freshet is new on"
+                    " this topic, or the changelog was emptied, and its users begin anew",
+                    tp.topic, tp.partition, tp.offset,
+                )  # fmt: skip
         self._committed.update({(tp.topic, tp.partition): -1 for tp in partitions})
         if self._incremental:
             consumer.incremental_assign(starts)

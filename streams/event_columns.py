@@ -17,7 +17,16 @@ from numpy.typing import NDArray
 
 from streams.clients import partition_for
 from streams.errors import SettingsError
-from streams.event_kernels import FIELDS, MOST_TYPES, PADDING_BYTES, EventTypes, Rows, hash_bytes, read_events
+from streams.event_kernels import (
+    FIELDS,
+    MOST_TYPES,
+    PADDING_BYTES,
+    SLOTS,
+    EventTypes,
+    Rows,
+    hash_bytes,
+    read_events,
+)
 from streams.records import Record
 from streams.rejects import Rejected
 from streams.settings import ValidationSettings
@@ -121,9 +130,10 @@ class EventReader:
         n = len(messages)
         batch = _parts(messages)
         data, lengths = _joined(batch, self._max_bytes)
-        rows = _empty_rows(n)
+        rows = _new_rows(n)
+        slots = np.empty(SLOTS, np.int64)
         left = read_events(
-            data, lengths, batch.partition, batch.kafka_time_ms, rows, self._kinds, *self._limits
+            data, lengths, batch.partition, batch.kafka_time_ms, rows, self._kinds, slots, *self._limits
         )
         rejected: list[tuple[int, Rejected]] = []
         if left:
@@ -215,28 +225,29 @@ def _joined(batch: _Batch, max_bytes: int) -> tuple[NDArray[np.uint8], Longs]:
 
 def _measured(parts: list[bytes | None], most: int, lengths: Longs) -> list[bytes]:
     """The parts, empty in place of None and of those of more than `most` bytes; `lengths` gets theirs."""
-    n = len(parts)
-    if None not in parts:
-        whole = cast(list[bytes], parts)
-        lengths[:] = np.fromiter(map(len, whole), np.int64, n)
-        if lengths.max(initial=0) <= most:
-            return whole
-    whole = [part if part is not None and len(part) <= most else b"" for part in parts]
-    lengths[:] = np.fromiter(map(len, whole), np.int64, n)
+    whole = cast(list[bytes], parts)
+    try:
+        lengths[:] = np.fromiter(map(len, whole), np.int64, len(whole))
+        fit = lengths.max(initial=0) <= most
+    except TypeError:  # cheaper than to look for None first
+        fit = False
+    if not fit:
+        whole = [part if part is not None and len(part) <= most else b"" for part in parts]
+        lengths[:] = np.fromiter(map(len, whole), np.int64, len(whole))
     return whole
 
 
-def _empty_rows(n: int) -> Rows:
+def _new_rows(n: int) -> Rows:
     return Rows(
-        good=np.zeros(n, np.bool_),
+        good=np.empty(n, np.bool_),
         ids=np.zeros((3, n, 2), np.int32),
         others=np.zeros((n, 6, 2), np.int32),
-        hashes=np.zeros((3, n), np.uint64),
-        event_type=np.zeros(n, np.uint8),
-        time_ms=np.zeros(n, np.int64),
+        hashes=np.empty((3, n), np.uint64),
+        event_type=np.empty(n, np.uint8),
+        time_ms=np.empty(n, np.int64),
         numbers=np.empty((2, n)),
-        unknown=np.zeros(n, np.int32),
-        misplaced=np.zeros(n, np.bool_),
+        unknown=np.empty(n, np.int32),
+        misplaced=np.empty(n, np.bool_),
     )
 
 

@@ -13,7 +13,6 @@ Records lie one after the other with a NUL behind each, which ends every token: 
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar, cast
 
@@ -25,7 +24,16 @@ from numpy.typing import NDArray
 
 from streams.field_checks import ID_BYTES, MAP_ENTRIES, MAP_TEXT_BYTES, NUMBER_LIMIT, QUERY_BYTES
 
-__all__ = ["FIELDS", "MOST_TYPES", "PADDING_BYTES", "EventTypes", "Rows", "hash_bytes", "read_events"]
+__all__ = [
+    "FIELDS",
+    "MOST_TYPES",
+    "PADDING_BYTES",
+    "SLOTS",
+    "EventTypes",
+    "Rows",
+    "hash_bytes",
+    "read_events",
+]
 
 Bytes = NDArray[np.uint8]
 Ints = NDArray[np.int32]
@@ -48,14 +56,18 @@ _MOST_NAMES = 32
 """Unknown names, or keys of `context`, that are compared with each other to find one that comes twice."""
 assert _MOST_NAMES <= MAP_ENTRIES
 
-_KIND, _TIME_MS, _UNKNOWN, _NUMBER, _KINDS, _KIND_COUNT, _DEPTH = 18, 19, 20, 21, 22, 23, 24
-_UNKNOWN_NAMES = 25
+_KIND, _TIME_MS, _UNKNOWN, _NUMBER = range(18, 22)
+_NAMES, _KINDS, _KIND_COUNT, _NEEDS, _WEIGHTS, _DEPTH = range(22, 28)
+_SIZES, _PARTITIONS, _APPENDED, _GOOD, _IDS, _OTHERS, _HASHES, _NUMBERS = range(28, 36)
+_KIND_COLUMN, _TIME_COLUMN, _UNKNOWN_COLUMN, _MISPLACED = range(36, 40)
+_UNKNOWN_NAMES = 40
 _KEYS = _UNKNOWN_NAMES + 2 * _MOST_NAMES
 _WORK = _KEYS + 2 * _MOST_NAMES
-_SLOTS_IN_ALL = _WORK + 24
-"""Places in a kernel's 8-byte slots, behind start and length of nine texts: code of the type, event time,
-count of unknown fields, `value`; address and length of the table of types; deepest nesting allowed; names
-met; BLAKE2b's state and block."""
+SLOTS = _WORK + 24
+"""Places in the kernels' 8-byte slots, behind start and length of nine texts. First what was found: code of
+the type, event time, count of unknown fields, `value`. Then what was given: `EventTypes`, the deepest
+nesting, the columns that are read, and those that are written. Last room to work: names met, BLAKE2b's
+state and block."""
 
 _ONES = np.uint64(0x0101010101010101)
 _HIGHS = np.uint64(0x8080808080808080)
@@ -102,54 +114,39 @@ def entry(function: F) -> F:
 
 
 def kernel(function: F) -> F:
-    """A kernel that only kernels call, compiled into theirs."""
+    """A kernel that only kernels call, compiled into theirs.
+
+    It gets addresses, no arrays: counting references to arrays took five times as long as parsing.
+    """
     return cast(F, numba.njit(nogil=True, error_model="numpy", no_cpython_wrapper=True)(function))
 
 
-def inlined(function: F) -> F:
-    """The same where arrays are passed: a call would count references to each."""
-    return cast(F, numba.njit(nogil=True, error_model="numpy", inline="always")(function))
+def _loader(kind: Any) -> Any:
+    """A function that reads a `kind` at any address, little-endian as every machine that numba knows."""
+
+    def typed(typing_context: Any, address: Any) -> Any:
+        def load(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            place = builder.inttoptr(args[0], context.get_value_type(kind).as_pointer())
+            return builder.load(place, align=1)
+
+        return kind(types.int64), load
+
+    return intrinsic(typed)
 
 
-@intrinsic
-def _word(typing_context: Any, address: Any) -> Any:
-    """The 8 bytes from `address` on as a little-endian integer."""
-
-    def load(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        place = builder.inttoptr(args[0], context.get_value_type(types.uint64).as_pointer())
-        word = builder.load(place, align=1)
-        return word if sys.byteorder == "little" else builder.bswap(word)
-
-    return types.uint64(types.int64), load
-
-
-@intrinsic
-def _byte(typing_context: Any, address: Any) -> Any:
-    def load(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        place = builder.inttoptr(args[0], context.get_value_type(types.uint8).as_pointer())
-        return builder.zext(builder.load(place), context.get_value_type(types.int64))
-
-    return types.int64(types.int64), load
-
-
-@intrinsic
-def _load(typing_context: Any, address: Any) -> Any:
-    def load(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return builder.load(builder.inttoptr(args[0], context.get_value_type(types.int64).as_pointer()))
-
-    return types.int64(types.int64), load
+_word, _load, _load_int, _byte = map(_loader, (types.uint64, types.int64, types.int32, types.uint8))
 
 
 @intrinsic
 def _store(typing_context: Any, address: Any, value: Any) -> Any:
-    """Write an integer or a double, 8 bytes."""
+    """Write a number at `address`, as many bytes as its type has."""
+    kind = types.int64 if isinstance(value, types.IntegerLiteral) else value
 
     def store(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        place = builder.inttoptr(args[0], context.get_value_type(signature.args[1]).as_pointer())
-        builder.store(args[1], place)
+        builder.store(args[1], builder.inttoptr(args[0], context.get_value_type(kind).as_pointer()), align=1)
         return context.get_dummy_value()
 
-    return types.void(types.int64, types.float64 if value == types.float64 else types.int64), store
+    return types.void(types.int64, kind), store
 
 
 @intrinsic
@@ -205,12 +202,12 @@ def _name_words(names: tuple[str, ...]) -> Words:
     return np.frombuffer(padded, "<u8").astype(np.uint64).reshape(-1, 2)
 
 
-_NAMES = _name_words(FIELDS)
+_WORDS = _name_words(FIELDS)
 _NAME_LENGTHS = np.array([len(name) for name in FIELDS], np.int64)
 _SLOT_FACTOR, _SLOT_SHIFT = np.uint64(0x35BF992DC9E9C617), np.uint64(59)
 _SLOTS = np.full(32, -1, np.int64)
 """A field's code by the top 5 bits of its name's first word times a factor that keeps all names apart."""
-for _code, _word_0 in enumerate(_NAMES[:, 0].tolist()):
+for _code, _word_0 in enumerate(_WORDS[:, 0].tolist()):
     _SLOTS[(_word_0 * int(_SLOT_FACTOR) % 2**64) >> int(_SLOT_SHIFT)] = _code
 
 
@@ -511,9 +508,9 @@ def _event_type(at: int, found: int) -> int:
     if _byte(at) != 34:
         return -1
     end = _string(at + 1)
-    kind = _load(found + 8 * _KINDS)
+    kind, names = _load(found + 8 * _KINDS), _load(found + 8 * _NAMES)
     for code in range(_load(found + 8 * _KIND_COUNT)):
-        if _load(kind + 8) == end - at - 1 and _same(at + 1, _load(kind), end - at - 1):
+        if _load(kind + 8) == end - at - 1 and _same(at + 1, names + _load(kind), end - at - 1):
             _store(found + 8 * _KIND, code)
             return end + 1
         kind += 16
@@ -545,9 +542,9 @@ def _field_code(at: int, length: int) -> int:
     """The field whose name the `length` bytes at `at` are, or -1."""
     word = _low_bytes(_word(at), length)
     code = _SLOTS[(word * _SLOT_FACTOR) >> _SLOT_SHIFT]
-    if code < 0 or _NAME_LENGTHS[code] != length or _NAMES[code, 0] != word:
+    if code < 0 or _NAME_LENGTHS[code] != length or _WORDS[code, 0] != word:
         return -1
-    if length > 8 and _low_bytes(_word(at + 8), length - 8) != _NAMES[code, 1]:
+    if length > 8 and _low_bytes(_word(at + 8), length - 8) != _WORDS[code, 1]:
         return -1
     return code
 
@@ -671,26 +668,32 @@ def _blake2b(start: int, length: int, work: int) -> int:
             return _word(work)
 
 
-@inlined
-def _keep(row: int, found: int, base: int, rows: Rows) -> None:
-    """Copy what was found into its row; starts count from `base`."""
+@kernel
+def _keep(row: int, found: int, base: int, n: int) -> None:
+    """Copy what was found into its row of `Rows`; starts count from `base`."""
+    ids, others, hashes = _load(found + 8 * _IDS), _load(found + 8 * _OTHERS), _load(found + 8 * _HASHES)
     for code in range(_TEXTS):
-        start, length = _load(found + 16 * code) - base, _load(found + 16 * code + 8)
-        if length > 0 and code <= _ITEM:
-            rows.ids[code, row, 0], rows.ids[code, row, 1] = start, length
-        elif length > 0:
-            rows.others[row, code - _ITEM - 1, 0], rows.others[row, code - _ITEM - 1, 1] = start, length
-    rows.event_type[row] = _load(found + 8 * _KIND)
-    rows.time_ms[row] = _load(found + 8 * _TIME_MS)
-    rows.unknown[row] = _load(found + 8 * _UNKNOWN)
-    rows.hashes[_USER, row] = _hash(_load(found + 16 * _USER), _load(found + 16 * _USER + 8))
+        start, length = _load(found + 16 * code), _load(found + 16 * code + 8)
+        if code <= _ITEM:
+            place = ids + 8 * (code * n + row)
+            _store(hashes + 8 * (code * n + row), _hash(start, length) if code != _EVENT else np.uint64(0))
+        else:
+            place = others + 8 * (6 * row + code - _ITEM - 1)
+        if length > 0:
+            _store(place, np.int32(start - base))
+            _store(place + 4, np.int32(length))
     start, length = _load(found + 16 * _EVENT), _load(found + 16 * _EVENT + 8)
-    rows.hashes[_EVENT, row] = _blake2b(start, length, found + 8 * _WORK)
-    rows.hashes[_ITEM, row] = _hash(_load(found + 16 * _ITEM), _load(found + 16 * _ITEM + 8))
+    _store(hashes + 8 * (_EVENT * n + row), _blake2b(start, length, found + 8 * _WORK))
+    kind, numbers = _load(found + 8 * _KIND), _load(found + 8 * _NUMBERS)
+    _store(numbers + 8 * row, _load(_load(found + 8 * _WEIGHTS) + 8 * kind))
+    _store(numbers + 8 * (n + row), _load(found + 8 * _NUMBER))
+    _store(_load(found + 8 * _KIND_COLUMN) + row, np.uint8(kind))
+    _store(_load(found + 8 * _TIME_COLUMN) + 8 * row, _load(found + 8 * _TIME_MS))
+    _store(_load(found + 8 * _UNKNOWN_COLUMN) + 4 * row, np.int32(_load(found + 8 * _UNKNOWN)))
 
 
-@inlined
-def _is_usual(at: int, end: int, latest_ms: int, found: int, kinds: EventTypes) -> bool:
+@kernel
+def _is_usual(at: int, end: int, latest_ms: int, found: int) -> bool:
     """Parse the record from `at` to `end` into `found`; whether it is a complete event but for its key."""
     for code in range(_TEXTS):
         _store(found + 16 * code + 8, 0)
@@ -702,7 +705,38 @@ def _is_usual(at: int, end: int, latest_ms: int, found: int, kinds: EventTypes) 
     kind, time_ms = _load(found + 8 * _KIND), _load(found + 8 * _TIME_MS)
     if kind < 0 or time_ms < 0 or time_ms > latest_ms:
         return False
-    return _load(found + 16 * kinds.needs[kind] + 8) > 0 and _load(found + 16 * _EVENT + 8) > 0
+    need = _load(_load(found + 8 * _NEEDS) + 8 * kind)
+    return _load(found + 16 * need + 8) > 0 and _load(found + 16 * _EVENT + 8) > 0
+
+
+@kernel
+def _has_key(key: int, size: int, found: int) -> bool:
+    """Whether the `size` bytes at `key` are the user's id."""
+    user = found + 16 * _USER
+    return 0 < size == _load(user + 8) and _same(key, _load(user), size)
+
+
+@kernel
+def _read(n: int, base: int, keys: int, found: int, future_ms: int, partitions: int, strict: bool) -> int:
+    """`read_events` by addresses."""
+    sizes, places = _load(found + 8 * _SIZES), _load(found + 8 * _PARTITIONS)
+    at, key, left = base, keys, 0
+    for row in range(n):
+        end, size = at + _load(sizes + 8 * row), _load(sizes + 8 * (n + row))
+        appended_ms = _load(_load(found + 8 * _APPENDED) + 8 * row)
+        good = 0 <= appended_ms <= _LATEST_MS and _is_usual(at, end, appended_ms + future_ms, found)
+        good = good and _has_key(key, size, found)
+        if good:
+            home = np.int64(_murmur2(key, size) & _SIGNLESS) % partitions
+            misplaced = home != _load_int(places + 4 * row)
+            good = not (misplaced and strict)
+            _store(_load(found + 8 * _MISPLACED) + row, np.uint8(misplaced))
+        if good:
+            _keep(row, found, base, n)
+        left += not good
+        _store(_load(found + 8 * _GOOD) + row, np.uint8(good))
+        at, key = end + 1, key + size + 1
+    return left
 
 
 @entry
@@ -713,6 +747,7 @@ def read_events(
     kafka_time_ms: Longs,
     rows: Rows,
     kinds: EventTypes,
+    slots: Longs,
     max_depth: int,
     future_ms: int,
     partitions: int,
@@ -723,32 +758,23 @@ def read_events(
     Args:
         data: all values, then all keys, each with a NUL behind it, then PADDING_BYTES zeros.
         lengths: int64[2, n], bytes of each value and key.
-        rows: of n rows, all `good` False.
+        rows: of n rows, all lengths in it 0.
+        slots: int64[SLOTS], room to work.
         max_depth: `validation.max_depth`; below 2 any `context` is too deep.
         future_ms: how far an event's time may lie after `kafka_time_ms`.
         strict: leave misplaced records to the validator, which rejects them.
     """
     n, base = len(partition), np.int64(data.ctypes.data)
-    slots = np.zeros(_SLOTS_IN_ALL, np.int64)
-    spans = kinds.spans + np.array([np.int64(kinds.names.ctypes.data), 0])
-    slots[_KINDS], slots[_KIND_COUNT], slots[_DEPTH] = np.int64(spans.ctypes.data), len(spans), max_depth
-    found, value = np.int64(slots.ctypes.data), slots.view(np.float64)
-    at, key, left = base, base + lengths[0].sum() + n, 0
-    for row in range(n):
-        end, size, appended_ms = at + lengths[0, row], lengths[1, row], kafka_time_ms[row]
-        known_time = 0 <= appended_ms <= _LATEST_MS
-        good = known_time and _is_usual(at, end, appended_ms + future_ms, found, kinds)
-        if good and size > 0 and size == slots[2 * _USER + 1] and _same(key, slots[2 * _USER], size):
-            home = np.int64(_murmur2(key, size) & _SIGNLESS) % partitions
-            rows.misplaced[row] = home != partition[row]
-            good = home == partition[row] or not strict
-        else:
-            good = False
-        if good:
-            rows.good[row] = True
-            rows.numbers[0, row], rows.numbers[1, row] = kinds.weight[slots[_KIND]], value[_NUMBER]
-            _keep(row, found, base, rows)
-        else:
-            left += 1
-        at, key = end + 1, key + size + 1
-    return left
+    slots[_NAMES], slots[_KINDS] = np.int64(kinds.names.ctypes.data), np.int64(kinds.spans.ctypes.data)
+    slots[_KIND_COUNT], slots[_DEPTH] = len(kinds.spans), max_depth
+    slots[_NEEDS], slots[_WEIGHTS] = np.int64(kinds.needs.ctypes.data), np.int64(kinds.weight.ctypes.data)
+    slots[_SIZES], slots[_PARTITIONS] = np.int64(lengths.ctypes.data), np.int64(partition.ctypes.data)
+    slots[_APPENDED], slots[_GOOD] = np.int64(kafka_time_ms.ctypes.data), np.int64(rows.good.ctypes.data)
+    slots[_IDS], slots[_OTHERS] = np.int64(rows.ids.ctypes.data), np.int64(rows.others.ctypes.data)
+    slots[_HASHES], slots[_NUMBERS] = np.int64(rows.hashes.ctypes.data), np.int64(rows.numbers.ctypes.data)
+    slots[_KIND_COLUMN] = np.int64(rows.event_type.ctypes.data)
+    slots[_TIME_COLUMN] = np.int64(rows.time_ms.ctypes.data)
+    slots[_UNKNOWN_COLUMN] = np.int64(rows.unknown.ctypes.data)
+    slots[_MISPLACED] = np.int64(rows.misplaced.ctypes.data)
+    keys = base + lengths[0].sum() + n
+    return _read(n, base, keys, np.int64(slots.ctypes.data), future_ms, partitions, strict)

@@ -14,7 +14,7 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-from benchmarks.bench import FETCHING, Bench, Deployment, Rate
+from benchmarks.bench import Bench, Deployment, Rate
 from benchmarks.learning import drain_echo
 from benchmarks.ort_alone import load_feeds
 from benchmarks.ranker_model import VERSION, announce_random, model_path, publish_random
@@ -33,7 +33,7 @@ GOALS = (
     Goal("lists_online", "lists from online scores, committed", "bare echo, as many bytes", 0.5),
     Goal("two_workers", "two workers of one thread, scoring-bound", "one worker", 1.5),
 )
-LISTS = {**FETCHING, "TRIGGER__EVENTS": "true", "RANKER__PROVIDER": "cpu"}
+LISTS = {"TRIGGER__EVENTS": "true", "RANKER__PROVIDER": "cpu"}
 FROM_SHARE = 1 / 3
 KEPT_CALLS = 100
 SAMPLE = 2000

@@ -38,20 +38,13 @@ from streams.reading import PartitionReader, watermarks
 from streams.settings import Settings, load_settings
 from streams.topic_admin import create_topics
 
-__all__ = ["FETCHING", "Bench", "Deployment", "Rate", "open_bench"]
+__all__ = ["Bench", "Deployment", "Rate", "open_bench"]
 
 Record = tuple[bytes, bytes]
 
-FETCHING = {
-    "KAFKA__QUEUED_MIN_MESSAGES": "1000000",
-    "KAFKA__QUEUED_MAX_MESSAGES_KBYTES": "262144",
-    "KAFKA__FETCH_QUEUE_BACKOFF_MS": "5",
-}
-"""Client settings of both sides of a throughput row: a deep prefetch queue, and no 1 s pause when it is
-full."""
 POLL_S = 0.02
 RPC_S = 30.0
-PATIENCE_S = 90.0
+PATIENCE_S = 180.0
 """How long a side may commit nothing (start and first compilation included) before the run is given up."""
 
 _NOT_YET = {
@@ -294,6 +287,31 @@ class Bench:
     def base_settings(self) -> Settings:
         return load_settings(environ=self.env)
 
+    def watch(
+        self, deployment: Deployment, position: Callable[[], int], total: int
+    ) -> list[tuple[float, int]]:
+        """Look at `position` until it is at `total`: each new one with its time, one look before them all.
+
+        Raises:
+            FreshetError: a process ended, or there was no progress for `PATIENCE_S`.
+        """
+        looks = [(time.perf_counter(), position())]
+        moved_at = looks[0][0]
+        while looks[-1][1] < total:
+            time.sleep(POLL_S)
+            now, at = time.perf_counter(), position()
+            if at > looks[-1][1]:
+                looks.append((now, at))
+                moved_at = now
+            elif now - moved_at > PATIENCE_S:
+                raise FreshetError(
+                    f"{deployment.prefix}: {at} of {total} and no further for {PATIENCE_S:g} s"
+                )
+            elif at == 0:
+                looks[-1] = (now, 0)
+            deployment.check()
+        return looks
+
     def drain(
         self,
         deployment: Deployment,
@@ -307,26 +325,15 @@ class Bench:
         first at or past `to_share`. Starting the process is thereby no part of it.
 
         Raises:
-            FreshetError: a process ended, or there was no progress for `PATIENCE_S`.
+            FreshetError: as `watch`, or all was done before the first look.
         """
-        looks = [(time.perf_counter(), position())]
-        while looks[-1][1] < total:
-            time.sleep(POLL_S)
-            now, at = time.perf_counter(), position()
-            if at > looks[-1][1]:
-                looks.append((now, at))
-            elif now - looks[-1][0] > PATIENCE_S:
-                raise FreshetError(
-                    f"{deployment.prefix}: {at} of {total} and no further for {PATIENCE_S:g} s"
-                )
-            else:
-                deployment.check()
-                if at == 0:
-                    looks[-1] = (now, 0)
+        looks = self.watch(deployment, position, total)
         first = next(n for n, (_, at) in enumerate(looks) if at >= from_share * total)
         last = next(n for n, (_, at) in enumerate(looks) if at >= to_share * total)
         if first >= last:  # all within one look: count from the look before
-            first = max(0, last - 1)
+            first = last - 1
+        if first < 0:
+            raise FreshetError(f"{deployment.prefix}: all {total} were done before the first look")
         (begun, low), (ended, high) = looks[first], looks[last]
         return Rate((high - low) / (ended - begun), high - low, ended - begun)
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.bench import Bench
-from benchmarks.learning import LEARN_ONLY, drain_echo, drain_worker
+from benchmarks.learning import FROM_SHARE, LEARN_ONLY, drain_echo, drain_worker
 from benchmarks.plots import line_plot
 from benchmarks.report import Goal, Row, row_of
 from benchmarks.workloads import START_MS, Record, Stream, padding_events
@@ -50,7 +50,7 @@ def _rounds(bench: Bench) -> int:
 
 
 def _grow(bench: Bench, goal: Goal, sizes: list[int], *, by: str) -> Row:
-    timed = bench.size(200_000, 20_000)
+    timed = bench.size(400_000, 20_000)
     cost_us: dict[int, list[float]] = {size: [] for size in sizes}
     for _ in range(_rounds(bench)):
         for size in sizes:
@@ -67,7 +67,7 @@ def _cost_us(bench: Bench, users: int, items: int, timed: int) -> float:
     with bench.deployment(LEARN_ONLY) as deployment:
         records = chain(_meeting_all(users, items), stream.records())
         total = deployment.fill(deployment.topic("events"), records)
-        share = (met + 0.1 * timed) / total
+        share = (met + FROM_SHARE * timed) / total
         return 1e6 / drain_worker(bench, deployment, total, from_share=share).per_s
 
 
@@ -78,7 +78,7 @@ def _meeting_all(users: int, items: int) -> Iterator[Record]:
 
 
 def _partitions(bench: Bench, counts: list[int]) -> Row:
-    stream = Stream(bench.size(200_000, 20_000), 20_000, 5_000)
+    stream = Stream(bench.size(400_000, 20_000), 20_000, 5_000)
     ours: dict[int, list[float]] = {count: [] for count in counts}
     echo: dict[int, list[float]] = {count: [] for count in counts}
     for _ in range(_rounds(bench)):

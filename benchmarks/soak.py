@@ -24,7 +24,7 @@ import msgspec
 import numpy as np
 
 from benchmarks.answering import wait_ready
-from benchmarks.bench import FETCHING, Bench, Deployment, open_bench
+from benchmarks.bench import Bench, open_bench
 from benchmarks.growth import IMAGES
 from benchmarks.plots import line_plot
 from benchmarks.ranker_model import VERSION, announce_random, publish_random
@@ -85,7 +85,7 @@ def slope_per_s(points: list[tuple[float, float]]) -> float:
 
 def soak(bench: Bench, plan: Generations, bounds: dict[str, str]) -> dict[str, Any]:
     """Run `plan` through one worker with `bounds`; memory, users and items by the worker's reports."""
-    extra = {**FETCHING, "WORKER__MAX_BATCH": "2000", "TRIGGER__EVENTS": "false", **bounds}
+    extra = {"WORKER__MAX_BATCH": "2000", "TRIGGER__EVENTS": "false", **bounds}
     with bench.deployment(extra) as deployment:
         deployment.worker()
         started, sent = time.monotonic(), 0
@@ -96,6 +96,7 @@ def soak(bench: Bench, plan: Generations, bounds: dict[str, str]) -> dict[str, A
             while sent - deployment.handled() > AHEAD // 2:
                 deployment.check()
                 time.sleep(0.2)
+        bench.watch(deployment, deployment.handled, sent)
         deployment.totals(sent)
         seconds = time.monotonic() - started
         return _soaked(plan, deployment.reports(), seconds)
@@ -133,13 +134,16 @@ def backpressure(bench: Bench, events: int, users: int) -> dict[str, Any]:
         "TRIGGER__COUNT": "100",
         "TRIGGER__COALESCE_LAG": str(events // 20),
         "WORKER__MAX_BATCH": "2000",
+        "WORKER__STATS_S": "0.5",
     }
     with bench.deployment(extra) as deployment:
         announce_random(deployment)
         deployment.worker()
         wait_ready(deployment, 1, VERSION)
         deployment.fill(deployment.topic("events"), stream.records())
-        total = deployment.totals(_drained(bench, deployment, events))
+        rate = bench.drain(deployment, deployment.handled, events)
+        total = deployment.totals(events)
+        time.sleep(4 * float(extra["WORKER__STATS_S"]))  # the log's end is followed once the events are done
         running = [r for r in deployment.reports() if r.state == "running"]
     behind = [report for report in running if report.lag]
     rss = [float(report.rss_bytes) for report in behind]
@@ -152,16 +156,13 @@ def backpressure(bench: Bench, events: int, users: int) -> dict[str, Any]:
         "answered_or_coalesced": total.recommendations + total.coalesced,
         "largest_lag_reported": max((report.lag or 0 for report in running), default=0),
         "largest_lag_s_reported": max((report.lag_s or 0.0 for report in running), default=0.0),
-        "learning_log_end": running[-1].online_offset,
-        "seconds_behind": len(behind),
+        "learning_log_followed_to": running[-1].online_offset,
+        "reports_behind": len(behind),
+        "events_per_s": round(rate.per_s),
+        "lists_per_s": round(rate.per_s * total.recommendations / events),
         "rss_growth_while_behind_bytes": rss[-1] - rss[len(rss) // 2] if len(rss) > 2 else 0.0,
         "stats": msgspec.structs.asdict(total),
     }
-
-
-def _drained(bench: Bench, deployment: Deployment, events: int) -> int:
-    bench.drain(deployment, deployment.handled, events)
-    return events
 
 
 def _plot(result: dict[str, Any], path: Path) -> None:
@@ -179,8 +180,8 @@ def _plot(result: dict[str, Any], path: Path) -> None:
 
 @click.command()
 @click.option("--events", default=3_600_000, show_default=True, help="Two hours at 500/s.")
-@click.option("--users", default=20_000, show_default=True, help="Active at a time; also the bound.")
-@click.option("--items", default=20_000, show_default=True, help="Active at a time; also the bound.")
+@click.option("--users", default=20_000, show_default=True, help="Active at a time.")
+@click.option("--items", default=20_000, show_default=True, help="Active at a time; the table's bound too.")
 @click.option("--stay", default=50_000, show_default=True, help="Events until half of both are new.")
 @click.option(
     "--bound", "bounds", multiple=True, help="Setting as SECTION__KEY=VALUE, such as a table's size."
@@ -194,11 +195,11 @@ def main(
     if quick:
         events, users, items, stay = events // 50, users // 20, items // 20, stay // 20
     events -= events % stay
-    set_bounds = dict(bound.split("=", 1) for bound in bounds)
+    set_bounds = {"MODELS__MAX_ITEMS": str(items)} | dict(bound.split("=", 1) for bound in bounds)
     about = environment(1, quick)
     with open_bench(quick=quick) as bench:
         soaked = soak(bench, Generations(events, users, items, stay), set_bounds)
-        pressed = backpressure(bench, events // 60, users // 10)
+        pressed = backpressure(bench, max(6_000, events // 60), max(500, users // 10))
     result = {"soak": soaked, "backpressure": pressed, "bounds": set_bounds, "environment": about}
     _plot(soaked, (path.parent if path and quick else IMAGES) / "soak.svg")
     if path is not None:

@@ -49,7 +49,7 @@ MOST_MS = 2**63 - 1
 class EventColumns:
     """n accepted events in order of arrival. A text is (start, length) in `data`; length 0 = absent."""
 
-    data: NDArray[np.uint8]  # [bytes]
+    data: NDArray[np.uint8]  # [bytes], PADDING_BYTES zeros at the end
     index: Ints  # int32[n], place in the batch of messages
     user: Ints  # int32[n, 2]
     event: Ints  # int32[n, 2]
@@ -124,6 +124,8 @@ class EventReader:
     def read(self, messages: Sequence[Record]) -> tuple[EventColumns, list[tuple[int, Rejected]]]:
         """The good events of `messages`, all of `events`, and the rejected ones with their places.
 
+        Reading no messages compiles what is not yet compiled.
+
         Raises:
             ValueError: values and keys have more than 1 GiB.
         """
@@ -161,6 +163,7 @@ class EventReader:
                 rejected.append((place, found))
             else:
                 self._fill(rows, place, found, texts, len(data))
+        texts += bytes(PADDING_BYTES)
         return np.concatenate([data, np.frombuffer(texts, np.uint8)]), rejected
 
     def _fill(self, rows: Rows, row: int, found: AcceptedEvent, texts: bytearray, base: int) -> None:

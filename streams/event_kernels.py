@@ -50,8 +50,8 @@ FIELDS = (
 _USER, _EVENT, _ITEM, _QUERY, _TEXTS = 0, 1, 2, 6, 9
 _TYPE, _TIMESTAMP, _VALUE = 9, 10, 11
 MOST_TYPES = 256
-PADDING_BYTES = 16
-"""Zeros behind the last record: words are read whole."""
+PADDING_BYTES = 32
+"""Zeros behind the last record: words are read whole, and fixed places are looked at before the digits."""
 _MOST_NAMES = 32
 """Unknown names, or keys of `context`, that are compared with each other to find one that comes twice."""
 assert _MOST_NAMES <= MAP_ENTRIES

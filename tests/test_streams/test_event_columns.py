@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from streams.clients import partition_for
 from streams.errors import SettingsError
 from streams.event_columns import OTHERS, EventColumns, EventReader
-from streams.event_kernels import FIELDS, hash_bytes
+from streams.event_kernels import FIELDS, PADDING_BYTES, hash_bytes, read_events
 from streams.events import EVENT_TYPES, Event
 from streams.records import Record
 from streams.rejects import Rejected
@@ -308,6 +308,8 @@ def test_batches_of_every_size_with_bad_records_among_them(n: int) -> None:
         column = getattr(columns, name)
         assert name == "data" or len(column) == len(columns)
         assert column.flags.c_contiguous, name
+    assert not columns.data[-PADDING_BYTES:].any()
+    assert len(read_events.signatures) == 1, "an empty batch must compile what a full one runs"
     shapes = {name: getattr(columns, name).shape[1:] for name in ("user", "event", "item", "others")}
     assert shapes == {"user": (2,), "event": (2,), "item": (2,), "others": (6, 2)}
 
@@ -469,3 +471,12 @@ def test_types_have_256_codes() -> None:
 def test_every_field_of_an_event_has_a_code() -> None:
     assert sorted(FIELDS) == sorted(Event.__struct_fields__)
     assert set(NEEDED_FIELD.values()) <= set(OTHERS)
+
+
+@pytest.mark.parametrize("behind", ["u1", "9", '"', "-", ":00Z", "\u00e9"])
+def test_nothing_is_read_from_the_next_record_or_the_key(behind: str) -> None:
+    """A record cut off anywhere stays cut off, whatever lies behind it."""
+    for whole in (written(event()), with_literal("timestamp", '"2023-11-14T22:13:20.5Z"')):
+        cut = [message(whole[:at], behind.encode()) for at in range(len(whole))]
+        after = [message(behind.encode() + whole, behind.encode())]
+        assert len(assert_same(cut + after, READER, VALIDATOR)) == 0

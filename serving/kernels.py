@@ -19,12 +19,7 @@ from numpy.typing import NDArray
 
 from online_models.kernels import RowPool
 
-try:
-    from online_models.covisitation_kernels import _find as find_position
-except ImportError:
-    from online_models.kernels import _find as find_position
-
-__all__ = ["ONLINE", "RANKER", "REQUEST", "Found", "Learned", "Scratch", "Wanted", "best", "blend"]
+__all__ = ["ONLINE", "RANKER", "REQUEST", "Found", "Learned", "Scratch", "Wanted", "best"]
 __all__ += ["DENSE", "KINDS", "SCAN_USERS", "explain", "gather", "pick"]
 
 COVISITATION, POPULARITY, FACTORS, REQUEST, RANKER = 1, 2, 4, 8, 16
@@ -33,6 +28,7 @@ ONLINE = 3
 """Online sources: rows of `Found.scores`, in the order of their bits."""
 KINDS = ("covisitation", "popularity", "factors", "request", "ranker")
 """Kinds of reasons by the number that `explain` gives them."""
+_RANKER_KIND = 4
 SCAN_USERS = 8
 """Users whose inner products with all items are taken in one pass over the items."""
 
@@ -42,7 +38,8 @@ DENSE = 4
 """Related scores are kept for every row, not in a list of rows, below this many rows an entry read."""
 _LOWEST = np.int32(-(2**31))
 """Sort key of what may not be chosen."""
-_LN2, _LOG2E = 0.6931471805599453, 1.4426950408889634
+_MARGIN = 64
+"""Beyond twice as many as are wanted, a selection goes on among all."""
 
 Bools = NDArray[np.bool_]
 Bytes = NDArray[np.uint8]
@@ -150,10 +147,23 @@ def _count_from(keys: Ints, least: int) -> int:
 
 
 @kernel
-def _take_largest(keys: Ints, k: int, chosen: Ints) -> tuple[int, bool]:
-    """Positions of the k largest keys (fewer where fewer are above _LOWEST), in their order, into `chosen`,
-    which has room for one more; of equal ones at the cut the first are taken. Returns how many, and whether
-    equals were left out."""
+def _bisect(keys: Ints, k: int, enough: int, cut: Longs) -> None:
+    """Move cut = (low, high, keys from low on, keys from high on) until `enough` at most stand from low on,
+    or only equals between low and high: always with k or more from low on, and fewer from high on."""
+    while cut[1] - cut[0] > 1 and cut[2] > enough:
+        middle = (cut[0] + cut[1]) >> 1
+        count = np.int64(_count_from(keys, middle))
+        if count >= k:
+            cut[0], cut[2] = middle, count
+        else:
+            cut[1], cut[3] = middle, count
+
+
+@kernel
+def _take_largest(keys: Ints, k: int, chosen: Ints, narrow: Ints) -> tuple[int, bool]:
+    """Positions of the k largest keys (fewer where fewer are above _LOWEST), in their order, into `chosen`;
+    of equal ones at the cut the first are taken. `chosen` and the scratch `narrow` have room for
+    `selection_room(k)`. Returns how many, and whether equals were left out."""
     if k <= 0:
         return 0, False
     highest, lowest, n = _LOWEST, np.int32(2**31 - 1), np.int32(0)
@@ -162,25 +172,43 @@ def _take_largest(keys: Ints, k: int, chosen: Ints) -> tuple[int, bool]:
         highest = max(highest, key)
         lowest = min(lowest, key if key > _LOWEST else np.int32(2**31 - 1))
         n += np.int32(key > _LOWEST)
-    low, above, at_low = np.int64(lowest), np.int64(0), np.int64(n)
-    if n > k:
-        high = np.int64(highest) + 1
-        while high - low > 1 and at_low != k:  # count(>= low) = at_low >= k > above = count(>= high)
-            middle = (low + high) >> 1
-            count = np.int64(_count_from(keys, middle))
-            if count >= k:
-                low, at_low = middle, count
-            else:
-                high, above = middle, count
-    size, cut = 0, np.int32(low)
-    spare = at_low if at_low <= k else k - above  # of those at the cut, when all above are in
-    for at in range(keys.shape[0] if n > 0 else 0):
-        equal = keys[at] == cut and at_low > k
-        taken = keys[at] >= cut and (not equal or spare > 0)
-        chosen[size] = at
+    if n == 0:
+        return 0, False
+    cut = np.array([np.int64(lowest), np.int64(highest) + 1, np.int64(n), np.int64(0)])
+    few = 2 * k + _MARGIN
+    _bisect(keys, k, few, cut)
+    if cut[2] > few:  # so many equal ones
+        return _emit(keys, k, cut, chosen, chosen, False), True
+    size, low = 0, np.int32(cut[0])
+    for at in range(keys.shape[0]):
+        chosen[size], narrow[size] = at, keys[at]
+        size += keys[at] >= low
+    if size <= k:
+        return size, False
+    _bisect(narrow[:size], k, k, cut)
+    return _emit(narrow[:size], k, cut, chosen, chosen, True), cut[2] > k
+
+
+@kernel
+def _emit(keys: Ints, k: int, cut: Longs, positions: Ints, chosen: Ints, named: bool) -> int:
+    """The positions of keys from low on, the first of those at low while there is room for k in all; where
+    `named`, what `positions` has in their place."""
+    size, low = 0, np.int32(cut[0])
+    exact = cut[2] <= k
+    spare = k - cut[3]
+    for at in range(keys.shape[0]):
+        equal = keys[at] == low and not exact
+        taken = keys[at] >= low and (not equal or spare > 0)
+        chosen[size] = positions[at] if named else at
         size += taken
         spare -= equal and taken
-    return size, at_low > k
+    return size
+
+
+@kernel
+def selection_room(k: int) -> int:
+    """What `_take_largest` needs to choose k."""
+    return 2 * k + _MARGIN + 1
 
 
 @kernel
@@ -195,11 +223,16 @@ def _similarity(vector: Floats, factors: Floats, row: int) -> float:
 
 @kernel
 def _transpose(factors: Floats, out: Floats) -> None:
-    for start in range(0, factors.shape[0], 16):
-        stop = min(start + 16, factors.shape[0])
-        for k in range(factors.shape[1]):
-            for row in range(start, stop):
-                out[k, row] = factors[row, k]
+    rows, dimension = factors.shape
+    for row in range(0, rows - 7, 8):  # eight columns written side by side: a third of the time of one
+        for k in range(dimension):
+            out[k, row], out[k, row + 1] = factors[row, k], factors[row + 1, k]
+            out[k, row + 2], out[k, row + 3] = factors[row + 2, k], factors[row + 3, k]
+            out[k, row + 4], out[k, row + 5] = factors[row + 4, k], factors[row + 5, k]
+            out[k, row + 6], out[k, row + 7] = factors[row + 6, k], factors[row + 7, k]
+    for row in range(rows - rows % 8, rows):
+        for k in range(dimension):
+            out[k, row] = factors[row, k]
 
 
 @kernel
@@ -224,18 +257,16 @@ def _inner_products(vectors: Floats, transposed: Floats, rows: int, out: Floats)
 
 
 @kernel
-def _propose(found: Found, user: int, place: Ints, row: int, source: int) -> None:
-    """Put a row among the user's candidates, or add the source to one that is there."""
+def _propose(rows: Ints, sources: Bytes, n: int, place: Ints, row: int, source: int) -> int:
+    """Put a row among a user's n candidates, or add the source to one that is there; returns how many."""
     at = place[np.uint32(row)]
-    if at < 0:
-        at = found.length[user]
-        if at == found.rows.shape[1]:
-            return
-        found.length[user] = at + 1
-        found.rows[user, at] = row
-        found.sources[user, at] = 0
-        place[np.uint32(row)] = at
-    found.sources[user, at] |= np.uint8(source)
+    if at >= 0:
+        sources[np.uint32(at)] |= np.uint8(source)
+        return n
+    if n == rows.shape[0]:
+        return n
+    rows[n], sources[n], place[np.uint32(row)] = row, source, n
+    return n + 1
 
 
 @kernel
@@ -273,125 +304,150 @@ def _relate(recent: Ints, learned: Learned, total: Floats, touched: Ints, dense:
 
 
 @kernel
-def _propose_related(
-    quota: int, n_touched: int, dense: bool, learned: Learned, servable: Bools, scratch: Scratch,
-    found: Found, user: int, chosen: Ints,
-) -> None:  # fmt: skip
-    total, norm, blocked = scratch.total, learned.target_norm, scratch.blocked
+def _related(
+    quota: int, dense: bool, total: Floats, norm: Floats, may: Bytes, blocked: Bytes, touched: Ints,
+    all_keys: Ints, chosen: Ints, narrow: Ints,
+) -> int:  # fmt: skip
+    """The best by co-visitation into `chosen`; returns how many."""
     if dense:
-        keys = scratch.keys[: servable.shape[0]]
+        keys = all_keys[: may.shape[0]]
         values = keys.view(np.float32)
-        may, barred = servable.view(np.uint8), blocked.view(np.uint8)
         for row in range(keys.shape[0]):
             score = total[row] * norm[row]
-            taken = (may[row] > barred[row]) & (score > 0.0)
+            taken = (may[row] > blocked[row]) & (score > 0.0)
             values[row] = score if taken else np.float32(-0.0)  # -0.0 has the bits of _LOWEST
-    else:
-        keys, size = scratch.keys[:n_touched], 0
-        values = keys.view(np.float32)
-        for position in range(n_touched):
-            row = np.uint32(scratch.touched[position])
-            score = total[row] * norm[row]
-            scratch.touched[size] = row
-            values[size] = score
-            taken = score > 0.0 and servable[row] and not blocked[row]
-            size += taken
-            total[row] = -total[row] if taken else total[row]  # listed twice, it is not taken twice
-        keys = keys[:size]
-        for position in range(size):
-            total[np.uint32(scratch.touched[position])] *= np.float32(-1.0)
-    size, _ = _take_largest(keys, quota, chosen)
+        return _take_largest(keys, quota, chosen, narrow)[0]
+    keys, size = all_keys[: touched.shape[0]], 0
+    values = keys.view(np.float32)
+    for position in range(touched.shape[0]):
+        row = np.uint32(touched[position])
+        score = total[row] * norm[row]
+        touched[size], touched[position] = touched[position], touched[size]
+        values[size] = score
+        taken = score > 0.0 and may[row] > blocked[row]
+        size += taken
+        total[row] = -total[row] if taken else total[row]  # listed twice, it is not taken twice
     for position in range(size):
-        row = chosen[position] if dense else scratch.touched[chosen[position]]
-        _propose(found, user, scratch.place, row, COVISITATION)
+        total[np.uint32(touched[position])] *= np.float32(-1.0)
+    n, _ = _take_largest(keys[:size], quota, chosen, narrow)
+    for position in range(n):
+        chosen[position] = touched[chosen[position]]
+    return n
 
 
 @kernel
-def _propose_similar(
-    quota: int, similar: Floats, servable: Bools, scratch: Scratch, found: Found, user: int, chosen: Ints
-) -> None:
-    """The best by inner product, all of which stand in `similar`."""
-    rows = servable.shape[0]
-    keys, may, barred = scratch.keys[:rows], servable.view(np.uint8), scratch.blocked.view(np.uint8)
-    _to_keys(similar[:rows], keys)
-    for row in range(rows):
-        keys[row] = keys[row] if may[row] > barred[row] else _LOWEST
-    size, _ = _take_largest(keys, quota, chosen)
-    for position in range(size):
-        _propose(found, user, scratch.place, chosen[position], FACTORS)
+def _similar(
+    quota: int, similar: Floats, may: Bytes, blocked: Bytes, all_keys: Ints, chosen: Ints, narrow: Ints
+) -> int:
+    """The best by inner product, all of which stand in `similar`, into `chosen`; returns how many."""
+    keys = all_keys[: may.shape[0]]
+    _to_keys(similar[: may.shape[0]], keys)
+    for row in range(keys.shape[0]):
+        keys[row] = keys[row] if may[row] > blocked[row] else _LOWEST
+    return _take_largest(keys, quota, chosen, narrow)[0]
 
 
 @kernel
 def _propose_popular(
-    quota: int, count: int, learned: Learned, servable: Bools, scratch: Scratch, found: Found, user: int
-) -> None:
+    quota: int, count: int, top: Ints, popularity: Doubles, may: Bytes, blocked: Bytes, place: Ints,
+    rows: Ints, sources: Bytes, n: int,
+) -> int:  # fmt: skip
     """The `quota` most popular; then, while there are fewer than `count` candidates, what is beyond the top
     list, newest row first."""
-    for place in range(learned.top.shape[0]):
-        row = np.uint32(learned.top[place])
-        if quota <= 0 or learned.popularity[row] <= 0.0:
+    for at in range(top.shape[0]):
+        row = np.uint32(top[at])
+        if quota <= 0 or popularity[row] <= 0.0:
             break
-        if servable[row] and not scratch.blocked[row]:
-            _propose(found, user, scratch.place, row, POPULARITY)
+        if may[row] > blocked[row]:
+            n = _propose(rows, sources, n, place, row, POPULARITY)
             quota -= 1
-    for row in range(servable.shape[0] - 1, -1, -1):
-        if found.length[user] >= count:
-            break
-        if servable[row] and not scratch.blocked[row] and scratch.place[row] < 0:
-            _propose(found, user, scratch.place, row, POPULARITY)
+    if n < count:
+        for row in range(may.shape[0] - 1, -1, -1):
+            if n >= count:
+                break
+            if may[row] > blocked[row] and place[row] < 0:
+                n = _propose(rows, sources, n, place, row, POPULARITY)
+    return n
 
 
 @kernel
 def _score_candidates(
-    vector: Floats, similar: Floats, scanned: bool, learned: Learned, total: Floats, found: Found, user: int
-) -> None:
-    rows, scores = found.rows[user, : found.length[user]], found.scores[user]
+    rows: Ints, scores: Floats, vector: Floats, similar: Floats, scanned: bool, total: Floats, norm: Floats,
+    popularity: Doubles, factors: Floats,
+) -> None:  # fmt: skip
     for column in range(rows.shape[0]):
         row = np.uint32(rows[column])
-        scores[0, column] = total[row] * learned.target_norm[row]
-        scores[1, column] = learned.popularity[row]
+        scores[0, column] = total[row] * norm[row]
+        scores[1, column] = popularity[row]
     if scanned:
         for column in range(rows.shape[0]):
             scores[2, column] = similar[np.uint32(rows[column])]
     else:
         for column in range(rows.shape[0]):
-            scores[2, column] = _similarity(vector, learned.factors, rows[column])
+            scores[2, column] = _similarity(vector, factors, rows[column])
+
+
+@kernel
+def _propose_all(
+    user: int, n_touched: int, dense: bool, scanned: bool, similar: Floats, wanted: Wanted, learned: Learned,
+    servable: Bools, quotas: Longs, scratch: Scratch, rows: Ints, sources: Bytes, chosen: Ints, narrow: Ints,
+) -> int:  # fmt: skip
+    """What the online sources propose; returns how many candidates."""
+    place, keys, may = scratch.place, scratch.keys, servable.view(np.uint8)
+    blocked, touched, n = scratch.blocked.view(np.uint8), scratch.touched[:n_touched], 0
+    size = _related(
+        quotas[0], dense, scratch.total, learned.target_norm, may, blocked, touched, keys, chosen, narrow
+    )
+    for at in range(size):
+        n = _propose(rows, sources, n, place, chosen[at], COVISITATION)
+    if scanned:
+        size = _similar(quotas[2], similar, may, blocked, keys, chosen, narrow)
+        for at in range(size):
+            n = _propose(rows, sources, n, place, chosen[at], FACTORS)
+    quota, nearest = quotas[2], wanted.nearest[user]
+    for at in range(nearest.shape[0]):
+        row = nearest[at]
+        if quota > 0 and row >= 0 and may[row] > blocked[row]:
+            n = _propose(rows, sources, n, place, row, FACTORS)
+            quota -= 1
+    count = np.int64(wanted.count[user])
+    return _propose_popular(
+        max(quotas[1], count), count, learned.top, learned.popularity, may, blocked, place, rows, sources, n
+    )
 
 
 @kernel
 def _gather_one(
     user: int, blocked: Ints, asked: Ints, similar: Floats, scanned: bool, wanted: Wanted, learned: Learned,
-    servable: Bools, quotas: Longs, scratch: Scratch, found: Found, chosen: Ints,
+    servable: Bools, quotas: Longs, scratch: Scratch, found: Found, chosen: Ints, narrow: Ints,
 ) -> None:  # fmt: skip
-    place, total, recent = scratch.place, scratch.total, wanted.recent[user]
-    found.length[user] = 0
-    _mark(scratch.blocked, blocked, True)
+    place, total, recent, marks = scratch.place, scratch.total, wanted.recent[user], scratch.blocked
+    rows, sources, touched = found.rows[user], found.sources[user], scratch.touched
+    _mark(marks, blocked, True)
     dense = servable.shape[0] <= DENSE * _entries(recent, learned)
-    n_touched = _relate(recent, learned, total, scratch.touched, dense)
+    n_touched, n = _relate(recent, learned, total, touched, dense), 0
     if wanted.by_name[user]:
-        for row in asked:
-            if row >= 0 and servable[row] and not scratch.blocked[row]:
-                _propose(found, user, place, row, REQUEST)
+        for at in range(asked.shape[0]):
+            row = asked[at]
+            if row >= 0 and servable[row] and not marks[row]:
+                n = _propose(rows, sources, n, place, row, REQUEST)
     else:
-        _propose_related(quotas[0], n_touched, dense, learned, servable, scratch, found, user, chosen)
-        if scanned:
-            _propose_similar(quotas[2], similar, servable, scratch, found, user, chosen)
-        quota = quotas[2]
-        for row in wanted.nearest[user]:
-            if quota > 0 and row >= 0 and servable[row] and not scratch.blocked[row]:
-                _propose(found, user, place, row, FACTORS)
-                quota -= 1
-        count = wanted.count[user]
-        _propose_popular(max(quotas[1], count), count, learned, servable, scratch, found, user)
-    _score_candidates(wanted.users[user], similar, scanned, learned, total, found, user)
+        n = _propose_all(
+            user, n_touched, dense, scanned, similar, wanted, learned, servable, quotas, scratch, rows,
+            sources, chosen, narrow,
+        )  # fmt: skip
+    _score_candidates(
+        rows[:n], found.scores[user], wanted.users[user], similar, scanned, total, learned.target_norm,
+        learned.popularity, learned.factors,
+    )  # fmt: skip
     if dense:
         total[: servable.shape[0]] = np.float32(0.0)
     for position in range(n_touched):
-        total[np.uint32(scratch.touched[position])] = np.float32(0.0)
-    _mark(scratch.blocked, blocked, False)
-    for column in range(found.length[user]):
-        place[np.uint32(found.rows[user, column])] = -1
-    found.rows[user, found.length[user] :] = -1
+        total[np.uint32(touched[position])] = np.float32(0.0)
+    _mark(marks, blocked, False)
+    for column in range(n):
+        place[np.uint32(rows[column])] = -1
+    rows[n:], found.length[user] = -1, n
 
 
 @kernel
@@ -405,7 +461,8 @@ def gather(
     factors' candidates come from a scan of all items, else from `wanted.nearest`.
     """
     users, rows = wanted.recent.shape[0], masks.shape[1]
-    chosen = np.empty(max(quotas[0], quotas[2]) + 1, np.int32)
+    room = selection_room(max(quotas[0], quotas[2]))
+    chosen, narrow = np.empty(room, np.int32), np.empty(room, np.int32)
     scanned = quotas[2] > 0 and scratch.similar.shape[1] >= rows and rows <= learned.factors.shape[0]
     if scanned:
         _transpose(learned.factors[:rows], scratch.transposed)
@@ -420,7 +477,7 @@ def gather(
             blocked_from, asked_from = wanted.blocked_end[user], wanted.asked_end[user]
             _gather_one(
                 user, blocked, asked, scratch.similar[user - first], scanned, wanted, learned,
-                masks[wanted.mask[user]], quotas, scratch, found, chosen,
+                masks[wanted.mask[user]], quotas, scratch, found, chosen, narrow,
             )  # fmt: skip
 
 
@@ -432,148 +489,17 @@ def _mark(marks: Bools, rows: Ints, value: bool) -> None:
 
 
 @kernel
-def _log(values: Doubles, work: Doubles) -> None:
-    """values = log values, in place, for normal positive ones: log(2^e m) = e log 2 + 2 artanh((m-1)/(m+1)),
-    m in [√½, √2), to 1e-9. A loop of additions and multiplications, which fills the vector registers."""
-    bits, mantissas = values.view(np.int64), work.view(np.int64)
-    for at in range(values.shape[0]):
-        mantissas[at] = (bits[at] & 0x000FFFFFFFFFFFFF) | 0x3FF0000000000000
-    for at in range(values.shape[0]):
-        m, exponent = work[at], np.float64((bits[at] >> 52) - 1023)
-        large = m > 1.4142135623730951
-        m = 0.5 * m if large else m
-        exponent = exponent + 1.0 if large else exponent
-        s = (m - 1.0) / (m + 1.0)
-        q = s * s
-        series = 2.0 + q * (2.0 / 3 + q * (2.0 / 5 + q * (2.0 / 7 + q * (2.0 / 9))))
-        values[at] = exponent * _LN2 + s * series
-
-
-@kernel
-def _exp(values: Doubles, work: Doubles) -> None:
-    """values = exp values, in place, for values of at most 0: 2^n e^r, |r| <= log(2) / 2, to 1e-9 of
-    itself."""
-    powers = work.view(np.int64)
-    for at in range(values.shape[0]):
-        x = max(values[at], -700.0)
-        n = np.floor(x * _LOG2E + 0.5)
-        powers[at] = (np.int64(n) + 1023) << 52
-        r = x - n * _LN2
-        tail = 1.0 / 24 + r * (1.0 / 120 + r * (1.0 / 720 + r * (1.0 / 5040 + r * (1.0 / 40320))))
-        values[at] = 1.0 + r * (1.0 + r * (0.5 + r * (1.0 / 6 + r * tail)))
-    for at in range(values.shape[0]):
-        values[at] *= work[at]
-
-
-@kernel
-def _add_log_share(
-    scores: Floats, weight: float, floor: float, out: Doubles, values: Doubles, work: Doubles
-) -> None:
-    """out += weight log p, p the scores' shares with a floor, all 1/n when there is none above 0."""
-    total = 0.0
-    for column in range(scores.shape[0]):
-        total += max(np.float64(scores[column]), 0.0)
-    if total <= 0.0:
-        return
-    least = floor * total / scores.shape[0]
-    for column in range(scores.shape[0]):
-        values[column] = max(np.float64(scores[column]), 0.0) + least
-    _log(values, work)
-    whole = np.log(total * (1.0 + floor))
-    for column in range(scores.shape[0]):
-        out[column] += weight * (values[column] - whole)
-
-
-@kernel
-def _add_log_softmax(logits: Floats, weight: float, out: Doubles, values: Doubles, work: Doubles) -> None:
-    """out += weight log softmax(logits)."""
-    highest, total = np.float32(-np.inf), 0.0
-    for column in range(logits.shape[0]):
-        highest = max(highest, logits[column])
-    for column in range(logits.shape[0]):
-        values[column] = np.float64(logits[column]) - highest
-    _exp(values, work)
-    for column in range(logits.shape[0]):
-        total += values[column]
-    whole = highest + np.log(total)
-    for column in range(logits.shape[0]):
-        out[column] += weight * (np.float64(logits[column]) - whole)
-
-
-@kernel
-def _add_ranker(logits: Floats, weight: float, out: Doubles, values: Doubles, work: Doubles) -> None:
-    """out += weight log softmax over the known (not NaN); an unknown item gets its own standing in `out`,
-    moved and scaled to the ranker's mean and spread on the known ones."""
-    known, highest, total, mean, mean_out = 0.0, np.float32(-np.inf), 0.0, 0.0, 0.0
-    for column in range(logits.shape[0]):
-        is_known = logits[column] == logits[column]
-        known += 1.0 if is_known else 0.0
-        highest = max(highest, logits[column] if is_known else np.float32(-np.inf))
-        mean += np.float64(logits[column]) if is_known else 0.0
-        mean_out += out[column] if is_known else 0.0
-    if known == 0.0:
-        return
-    mean, mean_out, spread, spread_out = mean / known, mean_out / known, 0.0, 0.0
-    for column in range(logits.shape[0]):
-        is_known = logits[column] == logits[column]
-        values[column] = np.float64(logits[column]) - highest if is_known else -700.0
-        spread += (np.float64(logits[column]) - mean) ** 2 if is_known else 0.0
-        spread_out += (out[column] - mean_out) ** 2 if is_known else 0.0
-    _exp(values, work)
-    for column in range(logits.shape[0]):
-        total += values[column]
-    whole = highest + np.log(total)
-    ratio = np.sqrt(spread / spread_out) if spread_out > 0.0 else 0.0
-    for column in range(logits.shape[0]):
-        is_known = logits[column] == logits[column]
-        opinion = np.float64(logits[column]) if is_known else mean + ratio * (out[column] - mean_out)
-        out[column] += weight * (opinion - whole)
-
-
-@kernel
-def blend(
-    found: Found, logits: Floats, experience: Doubles, weights: tuple[float, float, float, float], floor:
-    float, out: Floats,
-) -> None:  # fmt: skip
-    """One score a candidate, out float32[n, C], -inf behind a user's last: the equation of `serving.scoring`.
-
-    logits float32[n, C], or [n, 0] without a ranker; experience float64[n] scales the factors' weight;
-    weights: of co-visitation, popularity, factors, ranker. A ranker that knows a candidate adds its bit to
-    the candidate's sources.
-    """
-    room = found.rows.shape[1]
-    sums, parts, scraps = np.empty(room), np.empty(room), np.empty(room)
-    for user in range(out.shape[0]):
-        n = found.length[user]
-        scores, blended, values, work = found.scores[user], sums[:n], parts[:n], scraps[:n]
-        out[user, n:] = -np.inf
-        if n == 0:
-            continue
-        blended[:] = 0.0
-        _add_log_share(scores[0, :n], weights[0], floor, blended, values, work)
-        _add_log_share(scores[1, :n], weights[1], floor, blended, values, work)
-        if experience[user] > 0.0:
-            _add_log_softmax(scores[2, :n], weights[2] * experience[user], blended, values, work)
-        if logits.shape[1] > 0:
-            _add_ranker(logits[user, :n], weights[3], blended, values, work)
-            for column in range(n):
-                if not np.isnan(logits[user, column]):
-                    found.sources[user, column] |= np.uint8(RANKER)
-        for column in range(n):
-            out[user, column] = blended[column]
-
-
-@kernel
 def best(found: Found, blended: Floats, count: Ints, columns: Ints, tied: Bools) -> None:
     """The `count` best of each user, best first: columns int32[n, K], -1 padded. tied bool[n]: equal scores
     stand among them or at the cut, where the earlier candidate went first and the caller has the say."""
     keys = np.empty(found.rows.shape[1], np.int32)
-    chosen = np.empty(columns.shape[1] + 1, np.int32)
+    room = selection_room(columns.shape[1])
+    chosen, narrow = np.empty(room, np.int32), np.empty(room, np.int32)
     for user in range(columns.shape[0]):
         n = found.length[user]
         k = min(count[user], n)
         _to_keys(blended[user, :n], keys[:n])
-        size, tied[user] = _take_largest(keys[:n], k, chosen)
+        size, tied[user] = _take_largest(keys[:n], k, chosen, narrow)
         _sort_best_first(chosen[:size], keys)
         for place in range(size - 1):
             tied[user] |= keys[chosen[place]] == keys[chosen[place + 1]]
@@ -615,7 +541,7 @@ def _sort_best_first(columns: Ints, keys: Ints) -> None:
 
 @kernel
 def explain(
-    recent: Ints, chosen: Ints, sources: Bytes, learned: Learned, because: Ints, kinds: Bytes
+    recent: Ints, chosen: Ints, sources: Bytes, learned: Learned, place: Ints, because: Ints, kinds: Bytes
 ) -> None:
     """because int32[n, K, B]: the recent rows that gave most of each chosen row's co-visitation score, best
     first; kinds uint8[n, K]: the strongest reason's place in KINDS.
@@ -623,32 +549,38 @@ def explain(
     recent int32[n, L], chosen int32[n, K] (distinct rows), both -1 padded; an item that is recent twice
     counts once. The ranker reads the whole history and gives no parts: its reason names the newest item.
     """
-    shares = np.empty(because.shape[2], np.float32)
-    window = min(recent.shape[1], learned.decay.shape[0])
+    shares = np.empty((chosen.shape[1], because.shape[2]), np.float32)
     for user in range(chosen.shape[0]):
-        newest = -1
+        rows, reasons, newest = chosen[user], because[user], -1
+        shares[:], reasons[:] = 0.0, -1
+        for column in range(rows.shape[0]):
+            if rows[column] >= 0:
+                place[rows[column]] = column
         for position in range(recent.shape[1]):
-            if newest < 0:
-                newest = recent[user, position]
-        for column in range(chosen.shape[1]):
-            reasons = because[user, column]
-            reasons[:] = -1
-            if chosen[user, column] < 0:
-                kinds[user, column] = 0
-                continue
-            shares[:] = 0.0
-            for position in range(window):
-                source = recent[user, position]
-                if 0 <= source < learned.source_norm.shape[0] and learned.pool.length[source] > 0:
-                    at = find_position(learned.pool, source, chosen[user, column])
-                    if at >= 0:
-                        part = np.float32(learned.decay[position]) * learned.source_norm[source]
-                        share = part * learned.pool.values[learned.pool.start[source] + at]
-                        _insert(shares, reasons, share, source)
-            kind = 0 if reasons[0] >= 0 else _kind_without_neighbours(sources[user, column])
-            kinds[user, column] = kind
-            if kind == 4:
-                reasons[0] = newest
+            source = recent[user, position]
+            newest = source if newest < 0 else newest
+            if position < learned.decay.shape[0] and 0 <= source < learned.source_norm.shape[0]:
+                part = np.float32(learned.decay[position]) * learned.source_norm[source]
+                _add_shares(source, part, learned.pool, place, shares, reasons)
+        for column in range(rows.shape[0]):
+            kinds[user, column] = 0
+            if rows[column] >= 0:
+                place[rows[column]] = -1
+                kind = 0 if reasons[column, 0] >= 0 else _kind_without_neighbours(sources[user, column])
+                kinds[user, column] = kind
+                if kind == _RANKER_KIND:
+                    reasons[column, 0] = newest
+
+
+@kernel
+def _add_shares(source: int, part: float, pool: RowPool, place: Ints, shares: Floats, reasons: Ints) -> None:
+    start = pool.start[source]
+    stop = start + pool.length[source]
+    keys, values = pool.keys[start:stop], pool.values[start:stop]
+    for at in range(keys.shape[0]):
+        column = place[np.uint32(keys[at])]
+        if column >= 0:
+            _insert(shares[column], reasons[column], part * values[at], source)
 
 
 @kernel
@@ -656,7 +588,7 @@ def _kind_without_neighbours(sources: int) -> int:
     if sources & REQUEST:
         return 3
     if sources & RANKER:
-        return 4
+        return _RANKER_KIND
     return 2 if sources & FACTORS else 1
 
 

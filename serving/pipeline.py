@@ -22,7 +22,6 @@ from serving.filters import Filter
 from serving.query import Query, QueryBatch, RankedBatch, RankedList
 from serving.ranker.ranker import Ranker
 from serving.retrieval import FactorCandidates, Retriever
-from serving.retrieval.learned import learned_arrays
 from serving.scoring import RankerView, Scores, score
 from serving.settings import ServingSettings
 
@@ -117,8 +116,7 @@ class Pipeline:
         scores = score(wanted, batch.seen_count, found, self.items, view, self.settings)
         ranked = RankedBatch.empty(len(batch), min(int(batch.count.max()), found.rows.shape[1]))
         self._choose(batch, found, scores, ranked)
-        learned = learned_arrays(self.items)
-        kernels.explain(wanted.recent, ranked.rows, ranked.sources, learned, ranked.because, ranked.kinds)
+        self._retriever.explain(wanted, ranked)
         ranked.degraded = scores.degraded
         ranked.ranker = None if view is None or scores.degraded else view.ranker.version
         return ranked

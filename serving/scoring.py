@@ -25,6 +25,7 @@ import numpy.typing as npt
 
 from online_models.item_state import ItemState
 from serving import kernels
+from serving.blend_kernels import blend
 from serving.ranker.errors import RankerError
 from serving.ranker.ranker import Ranker
 from serving.settings import ServingSettings
@@ -98,7 +99,7 @@ def score(
         settings.ranker_weight,
     )
     blended = np.empty(found.rows.shape, dtype=np.float32)
-    kernels.blend(found, logits, experience, weights, FLOOR, blended)
+    blend(found, logits, experience, weights, FLOOR, blended)
     return Scores(blended, degraded)
 
 

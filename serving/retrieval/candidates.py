@@ -11,7 +11,7 @@ import numpy.typing as npt
 from online_models.item_state import ItemState
 from serving import kernels
 from serving.filters import Filter
-from serving.query import QueryBatch, joined_rows
+from serving.query import QueryBatch, RankedBatch, joined_rows
 from serving.retrieval.learned import learned_arrays
 from serving.settings import ServingSettings
 
@@ -51,6 +51,7 @@ class Retriever:
             [settings.covisitation_candidates, settings.popularity_candidates, settings.factor_candidates]
         )
         self._scratch = _scratch(items, 1024, scanned=True)
+        self._learned = learned_arrays(items)
 
     def rooms(self, batch: QueryBatch) -> npt.NDArray[np.int64]:
         """int64[n]: candidates that each query may have at most."""
@@ -63,7 +64,7 @@ class Retriever:
 
     def retrieve(self, batch: QueryBatch, allowed: Filter) -> tuple[kernels.Wanted, kernels.Found]:
         """The union of what each source proposes to each user, only of what the user may get."""
-        learned = learned_arrays(self._items)
+        self._learned = learned = learned_arrays(self._items)
         masks, mask = allowed.masks(batch)
         rows = masks.shape[1]
         scanned = rows <= self._settings.factor_scan_items
@@ -74,6 +75,11 @@ class Retriever:
         found = _empty(len(batch), int(self.rooms(batch).max()))
         kernels.gather(wanted, learned, masks, self._quotas, self._scratch, found)
         return wanted, found
+
+    def explain(self, wanted: kernels.Wanted, ranked: RankedBatch) -> None:
+        """Put in why each item of the lists stands there: of what was retrieved last."""
+        place, columns = self._scratch.place, (ranked.because, ranked.kinds)
+        kernels.explain(wanted.recent, ranked.rows, ranked.sources, self._learned, place, *columns)
 
     def _nearest(self, users: Float32, mask: Bool, scanned: bool) -> Int32:
         quota = self._settings.factor_candidates

@@ -22,7 +22,9 @@ def reasons(
 ) -> tuple[np.ndarray, np.ndarray]:
     because = np.empty((*chosen.shape, BECAUSE), dtype=np.int32)
     kinds = np.empty(chosen.shape, dtype=np.uint8)
-    kernels.explain(recent, chosen, sources, learned_arrays(world.state), because, kinds)
+    place = np.full(len(world.state.items), -1, dtype=np.int32)
+    kernels.explain(recent, chosen, sources, learned_arrays(world.state), place, because, kinds)
+    assert (place == -1).all()
     return because, kinds
 
 

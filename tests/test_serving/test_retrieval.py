@@ -9,11 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from serving import kernels
+from serving.catalogue import Catalogue
 from serving.filters import Filter
 from serving.query import Query, QueryBatch
 from serving.retrieval import SOURCES, Retriever
 from serving.settings import ServingSettings
-from tests.test_serving.pipeline_cases import SERVING, World, queries, worlds
+from tests.test_serving.pipeline_cases import SERVING, World, events, learned, queries, worlds
 
 
 def gathered(
@@ -71,6 +72,72 @@ def test_scratch_memory_is_left_clean(world: World, asked: list[Query]) -> None:
     assert not scratch.total.any()
     assert not scratch.blocked.any()
     assert (scratch.place == -1).all()
+
+
+@st.composite
+def sparse_worlds(draw: st.DrawFn) -> World:
+    """Few related items among hundreds: their scores are kept in a list, not for every row."""
+    alone = [(100 + n, f"alone{n}", 1.0) for n in range(draw(st.sampled_from([0, 200, 700])))]
+    state = learned([*alone, *draw(events), *draw(events)])
+    return World(state, Catalogue(state.items), {})
+
+
+@given(world=sparse_worlds(), asked=st.lists(queries, min_size=2, max_size=4))
+@settings(max_examples=60, deadline=None)
+def test_among_many_items_each_user_still_gets_the_best_related(world: World, asked: list[Query]) -> None:
+    retriever = Retriever(world.state, SERVING)
+    for query in asked:
+        query.candidates = query.categories = None
+    wanted, found = gathered(world, asked, retriever=retriever)
+    for user, query in enumerate(asked):
+        n, ids = int(found.length[user]), world.state.items.ids
+        barred = [row for row, item_id in enumerate(ids) if not world.may_have(query, item_id)]
+        rows, values = world.state.covisitation.retrieve(
+            wanted.recent[user : user + 1], len(ids), np.array([barred], dtype=np.int32)
+        )
+        scores = dict(zip(rows[values > 0].tolist(), values[values > 0].tolist(), strict=True))
+        got = proposed(found, user, "covisitation")
+        best = sorted(scores.values(), reverse=True)[: SERVING.covisitation_candidates]
+        np.testing.assert_allclose(sorted((scores[row] for row in got), reverse=True), best, rtol=1e-5)
+        for row, score in zip(found.rows[user, :n].tolist(), found.scores[user, 0, :n].tolist(), strict=True):
+            if row in scores:
+                assert abs(score - scores[row]) <= 1e-5 * scores[row]
+    assert not retriever._scratch.total.any()
+    assert (retriever._scratch.place == -1).all()
+
+
+def test_an_index_gives_the_factors_candidates_of_large_catalogues() -> None:
+    state = learned([(n, f"i{n}", 1.0) for n in range(30)])
+    asked = Query((), {"i3"}, np.ones(4, dtype=np.float32), 1)
+    calls = []
+
+    def nearest(users: np.ndarray, k: int, mask: np.ndarray) -> np.ndarray:
+        calls.append((users.shape, k, int(mask.sum())))
+        return np.tile(np.array([3, 5, -1, 7, 8, 9, 10, 11], dtype=np.int32), (len(users), 1))
+
+    world = World(state, Catalogue(state.items), {})
+    small = ServingSettings(factor_scan_items=29, factor_candidates=4, popularity_candidates=0)
+    _, found = gathered(world, [asked, asked], retriever=Retriever(state, small, nearest))
+    assert calls == [((2, 4), 8, 30)]
+    assert proposed(found, 1, "factors") == {5, 7, 8, 9}  # 3 was seen, and four are enough
+    large = ServingSettings(factor_scan_items=30, factor_candidates=4, popularity_candidates=0)
+    gathered(world, [asked], retriever=Retriever(state, large, nearest))
+    assert len(calls) == 1
+
+
+@given(
+    values=st.lists(st.floats(-4, 4, width=32).map(lambda v: round(v, 1)), max_size=700), k=st.integers(0, 90)
+)
+@settings(max_examples=150, deadline=None)
+def test_the_largest_are_found_however_many_are_equal(values: list[float], k: int) -> None:
+    scores = np.array(values, dtype=np.float32) + np.float32(0.0)
+    keys, room = np.empty(len(scores), dtype=np.int32), kernels.selection_room(k)
+    chosen, narrow = np.empty(room, dtype=np.int32), np.empty(room, dtype=np.int32)
+    kernels._to_keys(scores, keys)
+    n, cut = kernels._take_largest(keys, k, chosen, narrow)
+    order = sorted(range(len(scores)), key=lambda at: (-scores[at], at))
+    assert chosen[:n].tolist() == sorted(order[:k])
+    assert cut == (0 < k < len(scores) and scores[order[k - 1]] == scores[order[k]])
 
 
 @given(world=worlds(), query=queries)

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from serving import kernels
+from serving.blend_kernels import blend
 from serving.scoring import FLOOR
 
 WEIGHTS = (0.7, 0.1, 0.3, 0.25)
@@ -36,7 +37,7 @@ def blended(
     scores: npt.NDArray[np.float32], logits: npt.NDArray[np.float32] = NO_RANKER, experience: float = 1.0
 ) -> Float64:
     out = np.empty((1, len(scores) + 1), dtype=np.float32)
-    kernels.blend(found(scores), logits, np.array([experience]), WEIGHTS, FLOOR, out)
+    blend(found(scores), logits, np.array([experience]), WEIGHTS, FLOOR, out)
     assert out[0, -1] == -np.inf
     return out[0, :-1].astype(np.float64)
 

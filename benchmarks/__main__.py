@@ -16,7 +16,7 @@ from pathlib import Path
 
 import click
 
-from benchmarks import answering, growth, latency, learning, memory
+from benchmarks import answering, growth, latency, learning, libraries, memory
 from benchmarks.bench import Bench, open_bench
 from benchmarks.report import DOCUMENT, Goal, Row, environment, put_into, table, write
 from streams.errors import FreshetError
@@ -29,6 +29,7 @@ MEASUREMENTS: tuple[Measurement, ...] = (
     (learning.GOALS, learning.measure),
     (answering.GOALS, answering.measure),
     (latency.GOALS, latency.measure_rows),
+    (libraries.GOALS, libraries.measure),
     (memory.GOALS, memory.measure),
     (growth.GOALS, growth.measure),
 )

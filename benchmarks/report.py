@@ -50,10 +50,13 @@ class Row:
     against: list[float]
     reached: float
     details: dict[str, Any] = field(default_factory=dict)
+    conditions: dict[str, bool] = field(default_factory=dict)
+    """What must hold besides, such as a recall."""
 
     @property
     def met(self) -> bool | None:
-        return self.goal.met(self.reached)
+        bar = self.goal.met(self.reached)
+        return bar if bar is None else bar and all(self.conditions.values())
 
     def as_json(self) -> dict[str, Any]:
         return {
@@ -69,6 +72,7 @@ class Row:
             "against_rounds": [round(value, 4) for value in self.against],
             "ours_median": round(statistics.median(self.ours), 4),
             "against_median": round(statistics.median(self.against), 4),
+            "conditions": self.conditions,
             "details": self.details,
         }
 

@@ -22,8 +22,6 @@ from numba.core import types
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
-from streams.field_checks import ID_BYTES, MAP_ENTRIES, MAP_TEXT_BYTES, NUMBER_LIMIT, QUERY_BYTES
-
 __all__ = [
     "FIELDS",
     "MOST_TYPES",
@@ -54,7 +52,8 @@ PADDING_BYTES = 32
 """Zeros behind the last record: words are read whole, and fixed places are looked at before the digits."""
 _MOST_NAMES = 32
 """Unknown names, or keys of `context`, that are compared with each other to find one that comes twice."""
-assert _MOST_NAMES <= MAP_ENTRIES
+ID_BYTES, QUERY_BYTES, MAP_TEXT_BYTES, NUMBER_LIMIT = 256, 1024, 1024, 10**12
+"""As in `streams.field_checks`, written out: numba's cache would not see that they changed over there."""
 
 _KIND, _TIME_MS, _UNKNOWN, _NUMBER = range(18, 22)
 _NAMES, _KINDS, _KIND_COUNT, _NEEDS, _WEIGHTS, _DEPTH = range(22, 28)
@@ -190,6 +189,8 @@ def hash_bytes(data: Bytes, start: int, length: int) -> int:
 
     The rounds for short inputs and the final mixing of XXH64, with another ending: the last 1 to 8 bytes
     are one word, which overlaps the one before it. Without a secret: a table has to bound its probes itself.
+
+    A kernel of another file that calls this keeps its old machine code when this file changes.
 
     Reference: Y. Collet, xxHash fast digest algorithm, specification 0.1.1 (2018).
     """

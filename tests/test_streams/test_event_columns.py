@@ -16,6 +16,7 @@ from confluent_kafka import Message
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from streams import event_kernels, field_checks
 from streams.clients import partition_for
 from streams.errors import SettingsError
 from streams.event_columns import OTHERS, EventColumns, EventReader
@@ -466,6 +467,12 @@ def test_types_have_256_codes() -> None:
     assert columns.event_type.max() == 255
     with pytest.raises(SettingsError, match="257 types, at most 256"):
         reader_and_validator(event_types={**extra, "one-more": 1.0})
+
+
+@pytest.mark.parametrize("name", ["ID_BYTES", "QUERY_BYTES", "MAP_TEXT_BYTES", "NUMBER_LIMIT"])
+def test_the_kernel_s_limits_are_the_validator_s(name: str) -> None:
+    assert getattr(event_kernels, name) == getattr(field_checks, name)
+    assert event_kernels._MOST_NAMES <= field_checks.MAP_ENTRIES
 
 
 def test_every_field_of_an_event_has_a_code() -> None:

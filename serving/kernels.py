@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from online_models.kernels import RowPool
 
 __all__ = ["ONLINE", "RANKER", "REQUEST", "Found", "Learned", "Scratch", "Wanted", "best"]
-__all__ += ["DENSE", "KINDS", "SCAN_USERS", "explain", "gather", "pick"]
+__all__ += ["DENSE", "KINDS", "SCAN_USERS", "gather", "pick"]
 
 COVISITATION, POPULARITY, FACTORS, REQUEST, RANKER = 1, 2, 4, 8, 16
 """Bits of `Found.sources`: who proposed a candidate, or (the ranker) had an opinion on it."""
@@ -28,7 +28,6 @@ ONLINE = 3
 """Online sources: rows of `Found.scores`, in the order of their bits."""
 KINDS = ("covisitation", "popularity", "factors", "request", "ranker")
 """Kinds of reasons by the number that `explain` gives them."""
-_RANKER_KIND = 4
 SCAN_USERS = 8
 """Users whose inner products with all items are taken in one pass over the items."""
 
@@ -537,73 +536,6 @@ def _sort_best_first(columns: Ints, keys: Ints) -> None:
     for last in range(size - 1, 0, -1):
         columns[0], columns[last] = columns[last], columns[0]
         _sift_down(columns, keys, 0, last)
-
-
-@kernel
-def explain(
-    recent: Ints, chosen: Ints, sources: Bytes, learned: Learned, place: Ints, because: Ints, kinds: Bytes
-) -> None:
-    """because int32[n, K, B]: the recent rows that gave most of each chosen row's co-visitation score, best
-    first; kinds uint8[n, K]: the strongest reason's place in KINDS.
-
-    recent int32[n, L], chosen int32[n, K] (distinct rows), both -1 padded; an item that is recent twice
-    counts once. The ranker reads the whole history and gives no parts: its reason names the newest item.
-    """
-    shares = np.empty((chosen.shape[1], because.shape[2]), np.float32)
-    for user in range(chosen.shape[0]):
-        rows, reasons, newest = chosen[user], because[user], -1
-        shares[:], reasons[:] = 0.0, -1
-        for column in range(rows.shape[0]):
-            if rows[column] >= 0:
-                place[rows[column]] = column
-        for position in range(recent.shape[1]):
-            source = recent[user, position]
-            newest = source if newest < 0 else newest
-            if position < learned.decay.shape[0] and 0 <= source < learned.source_norm.shape[0]:
-                part = np.float32(learned.decay[position]) * learned.source_norm[source]
-                _add_shares(source, part, learned.pool, place, shares, reasons)
-        for column in range(rows.shape[0]):
-            kinds[user, column] = 0
-            if rows[column] >= 0:
-                place[rows[column]] = -1
-                kind = 0 if reasons[column, 0] >= 0 else _kind_without_neighbours(sources[user, column])
-                kinds[user, column] = kind
-                if kind == _RANKER_KIND:
-                    reasons[column, 0] = newest
-
-
-@kernel
-def _add_shares(source: int, part: float, pool: RowPool, place: Ints, shares: Floats, reasons: Ints) -> None:
-    start = pool.start[source]
-    stop = start + pool.length[source]
-    keys, values = pool.keys[start:stop], pool.values[start:stop]
-    for at in range(keys.shape[0]):
-        column = place[np.uint32(keys[at])]
-        if column >= 0:
-            _insert(shares[column], reasons[column], part * values[at], source)
-
-
-@kernel
-def _kind_without_neighbours(sources: int) -> int:
-    if sources & REQUEST:
-        return 3
-    if sources & RANKER:
-        return _RANKER_KIND
-    return 2 if sources & FACTORS else 1
-
-
-@kernel
-def _insert(shares: Floats, rows: Ints, share: float, row: int) -> None:
-    """Keep the largest positive shares in falling order, each row once: shares of one row come in falling
-    order."""
-    for position in range(shares.shape[0]):
-        if rows[position] == row and shares[position] >= share:
-            return
-        if share > shares[position]:
-            for later in range(shares.shape[0] - 1, position, -1):
-                shares[later], rows[later] = shares[later - 1], rows[later - 1]
-            shares[position], rows[position] = share, row
-            return
 
 
 @kernel

@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from online_models.item_state import ItemState
 from serving import kernels
+from serving.explain_kernels import explain
 from serving.filters import Filter
 from serving.query import QueryBatch, RankedBatch, joined_rows
 from serving.retrieval.learned import learned_arrays
@@ -79,7 +80,7 @@ class Retriever:
     def explain(self, wanted: kernels.Wanted, ranked: RankedBatch) -> None:
         """Put in why each item of the lists stands there: of what was retrieved last."""
         place, columns = self._scratch.place, (ranked.because, ranked.kinds)
-        kernels.explain(wanted.recent, ranked.rows, ranked.sources, self._learned, place, *columns)
+        explain(wanted.recent, ranked.rows, ranked.sources, self._learned, place, *columns)
 
     def _nearest(self, users: Float32, mask: Bool, scanned: bool) -> Int32:
         quota = self._settings.factor_candidates

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from online_models.item_table import ItemTable
 from serving import kernels
 from serving.catalogue import Catalogue, CatalogueEntry
+from serving.explain_kernels import explain
 from serving.explanations import SOURCES_OF, WORDS, ranked_list
 from serving.kernels import KINDS
 from serving.query import BECAUSE, Query, QueryBatch, RankedBatch
@@ -23,7 +24,7 @@ def reasons(
     because = np.empty((*chosen.shape, BECAUSE), dtype=np.int32)
     kinds = np.empty(chosen.shape, dtype=np.uint8)
     place = np.full(len(world.state.items), -1, dtype=np.int32)
-    kernels.explain(recent, chosen, sources, learned_arrays(world.state), place, because, kinds)
+    explain(recent, chosen, sources, learned_arrays(world.state), place, because, kinds)
     assert (place == -1).all()
     return because, kinds
 

@@ -124,6 +124,8 @@ class PartitionReader:
                     f"{key[0]}[{key[1]}]@{self.positions[key]}: this offset is no longer in the log "
                     f"({error.str()})"
                 )
+            elif error.code() == KafkaError.GROUP_AUTHORIZATION_FAILED:
+                continue  # the client looks for the coordinator of a group that this reader never uses
             elif is_passing(error):
                 log.warning("%s[%d]: %s; retried (%d)", *key, named(error), RETRIES.count("read"))
             else:

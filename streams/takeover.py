@@ -148,7 +148,7 @@ def _uncommitted(
                 if error is None:
                     yield message.key(), message.value()
                 elif error.code() != KafkaError._PARTITION_EOF:
-                    log.warning("%s[%d]: %s", *place, error.str())
+                    log.info("%s[%d]: %s", *place, named(error))  # the deadline ends it if it stays
                     continue
                 if error is not None or (message.offset() or 0) + 1 >= ends[place]:
                     left.discard(place)

@@ -19,53 +19,50 @@ from streams.topic_admin import create_topics
 from tests.conftest import _no_broker, settings_for
 from tests.integration.worker_process import Deployment, WorkerProcess, deployment
 
-__all__ = ["deployed", "log_times", "restart", "tuned_broker"]
+__all__ = ["TunedBroker", "deployed", "log_times", "tuned_broker"]
+
+
+class TunedBroker:
+    """An embedded broker with `properties` in its `server.properties`, to be stopped and started again."""
+
+    def __init__(self, properties: Mapping[str, str] | None) -> None:
+        self._properties = properties
+        self.info = self._start(Path(tempfile.mkdtemp(prefix="freshet-kafka-")), None)
+
+    def _start(self, folder: Path, port: int | None) -> BrokerInfo:
+        return start_broker(folder, port, remember=False, die_with_parent=True, properties=self._properties)
+
+    @property
+    def bootstrap_servers(self) -> str:
+        return self.info.bootstrap_servers
+
+    @contextlib.contextmanager
+    def killed(self) -> Iterator[None]:
+        """Gone for the length of the block, as by a power cut; then back on its port and data."""
+        stop_broker(self.info, now=True)
+        yield
+        port = int(self.bootstrap_servers.rpartition(":")[2])
+        self.info = self._start(Path(self.info.data_dir), port)
 
 
 @contextlib.contextmanager
-def tuned_broker(
-    properties: Mapping[str, str] | None = None, port: int | None = None
-) -> Iterator[BrokerInfo]:
-    """An embedded broker with `properties` in its `server.properties`; gone with all its data at the end."""
-    folder = Path(tempfile.mkdtemp(prefix="freshet-kafka-"))
+def tuned_broker(properties: Mapping[str, str] | None = None) -> Iterator[TunedBroker]:
+    """A broker that is gone with all its data at the end."""
     try:
-        info = start_broker(folder, port, remember=False, die_with_parent=True, properties=properties)
+        broker = TunedBroker(properties)
     except FreshetError as error:
         _no_broker(str(error))
     try:
-        yield info
+        yield broker
     finally:
-        stop_broker(info, now=True, remove_data=True)
-
-
-@contextlib.contextmanager
-def restart(
-    info: BrokerInfo, properties: Mapping[str, str] | None = None, *, now: bool = True
-) -> Iterator[None]:
-    """Stop a broker for the length of the block (`now`: as a power cut), then start it as it was, on its port
-    and data."""
-    stop_broker(info, now=now)
-    yield
-    port = int(info.bootstrap_servers.rpartition(":")[2])
-    again = start_broker(
-        Path(info.data_dir), port, remember=False, die_with_parent=True, properties=properties
-    )
-    _SUCCESSORS.append(again)
-
-
-_SUCCESSORS: list[BrokerInfo] = []
-
-
-def stop_successors() -> None:
-    while _SUCCESSORS:
-        stop_broker(_SUCCESSORS.pop(), now=True)
+        stop_broker(broker.info, now=True, remove_data=True)
 
 
 @contextlib.contextmanager
 def deployed(
-    info: BrokerInfo, folder: Path, partitions: int = 4, **tables: dict[str, Any]
+    broker: TunedBroker, folder: Path, partitions: int = 4, **tables: dict[str, Any]
 ) -> Iterator[Deployment]:
-    """A deployment with topics of its own on `info`; `tables` as in freshet.toml."""
+    """A deployment with topics of its own on `broker`; `tables` as in freshet.toml."""
     prefix = f"t{uuid.uuid4().hex[:10]}."
     tables = {
         "topics": {"prefix": prefix, "partitions": partitions},
@@ -73,22 +70,19 @@ def deployed(
         "registry": {"url": str(folder / "models")},
         **tables,
     }
-    settings: Settings = settings_for(info.bootstrap_servers, **tables)
+    settings: Settings = settings_for(broker.bootstrap_servers, **tables)
     create_topics(settings)
     env = {
         **os.environ,
-        "FRESHET_KAFKA__BOOTSTRAP_SERVERS": info.bootstrap_servers,
+        "FRESHET_KAFKA__BOOTSTRAP_SERVERS": broker.bootstrap_servers,
         "FRESHET_TOPICS__PREFIX": prefix,
         "FRESHET_TOPICS__PARTITIONS": str(partitions),
         "FRESHET_STATE__DIR": settings.state.dir,
         "FRESHET_REGISTRY__URL": settings.registry.url,
         "OMP_NUM_THREADS": "1",
     }
-    try:
-        with deployment(settings, env, folder) as made:
-            yield made
-    finally:
-        stop_successors()
+    with deployment(settings, env, folder) as made:
+        yield made
 
 
 def log_times(worker: WorkerProcess, text: str) -> list[float]:

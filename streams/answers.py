@@ -6,27 +6,27 @@ import time
 from collections.abc import Iterator, Sequence
 
 import msgspec
+import numpy as np
+import numpy.typing as npt
 
+from serving.list_encoding import ListEncoder
 from serving.pipeline import Pipeline
-from serving.query import Query, RankedList
-from streams.events import Reason, Recommendation, RecommendedItem, Request
-from streams.intake import Admitted
+from serving.query import Query, QueryBatch, RankedBatch
+from streams.events import Request
+from streams.intake import Batch
+from streams.item_codes import ItemCodes
 from streams.learner import JUDGED
 from streams.settings import Settings
 from streams.shards import Shards
 from streams.source import Source
 from streams.transaction import OutputRecord
-from streams.user_state import Shard, UserState
 from streams.validation import AcceptedRequest
 
-__all__ = ["Answers", "bounded_record"]
+__all__ = ["Answers"]
 
 _encode = msgspec.json.Encoder().encode
 
-MAX_LIST_BYTES = 900_000
-"""A list above this is cut: `recommendations` takes twice as much, uncompressed."""
-MAX_SCORED = 40_000
-"""Candidates scored in one call, padding included: one request may name 10,000 and widens the whole call."""
+Int32 = npt.NDArray[np.int32]
 
 
 class Answers:
@@ -34,11 +34,19 @@ class Answers:
     against it."""
 
     def __init__(
-        self, settings: Settings, pipeline: Pipeline, shards: Shards, worker: str, epoch: int
+        self,
+        settings: Settings,
+        pipeline: Pipeline,
+        shards: Shards,
+        codes: ItemCodes,
+        worker: str,
+        epoch: int,
     ) -> None:
         self._settings = settings
         self._pipeline = pipeline
         self._shards = shards
+        self._codes = codes
+        self._encoder = ListEncoder(pipeline.items.items, pipeline.catalogue)
         self._topic = settings.names["recommendations"]
         self._headers = [("worker", worker.encode()), ("epoch", str(epoch).encode())]
         self._nobody = pipeline.items.start_users([""])[0] * 0
@@ -46,147 +54,156 @@ class Answers:
         """Kafka times of the records that the lists of this batch answer, for the latency histogram."""
         self._coalesced = 0
 
-    def choose(self, waves: Sequence[list[Admitted]], source: Source) -> Sequence[list[Admitted]]:
-        """Which events of each wave get a list: all of them. Only while the worker is far behind is it the
-        newest of each user; the others are counted as coalesced."""
-        trigger = self._settings.trigger
+    def waves(self, batch: Batch, source: Source) -> Iterator[tuple[Int32, Int32]]:
+        """Events to learn, and those of them that get a list then: all. Only while the worker is far behind
+        is it the newest of each user; the others are counted as coalesced. Without lists there is one
+        wave."""
+        trigger, none = self._settings.trigger, np.zeros(0, np.int32)
         if not trigger.events:
-            return [[] for _ in waves]
+            yield batch.accepted, none
+            return
+        waves = batch.waves()
         if len(waves) < 2 or not trigger.coalesce_lag or source.lag()[0] <= trigger.coalesce_lag:
-            return waves
-        newest = {id(event.user): event for wave in waves for event in wave}
-        chosen = []
-        for wave in waves:
-            chosen.append([event for event in wave if newest[id(event.user)] is event])
-            for event in wave:
-                event.shard.stats.coalesced += newest[id(event.user)] is not event
-            self._coalesced += len(wave) - len(chosen[-1])
-        return chosen
+            yield from ((wave, wave) for wave in waves)
+            return
+        rows = batch.rows[batch.accepted]
+        _, last = np.unique(rows[::-1], return_index=True)
+        newest = np.zeros(len(rows), np.bool_)
+        newest[len(rows) - 1 - last] = True
+        left_out = batch.events.partition[batch.accepted[~newest]]
+        for p, n in enumerate(np.bincount(left_out).tolist()):
+            if n:
+                self._shards[p].stats.coalesced += n
+        self._coalesced += len(left_out)
+        yield batch.accepted, batch.accepted[newest]
 
     def take_coalesced(self) -> int:
         """Lists coalesced since the last call."""
         coalesced, self._coalesced = self._coalesced, 0
         return coalesced
 
-    def to_events(self, wave: Sequence[Admitted], online_offset: int) -> list[OutputRecord]:
-        """One list for each event of the wave."""
-        count = self._settings.trigger.count
-        lists = self._pipeline.recommend([_query(event.user, count) for event in wave])
-        return [
-            self._record(
-                ranked,
-                event.shard,
-                online_offset,
-                event.accepted.kafka_time_ms,
-                user=event.user,
-                event_id=event.accepted.event.event_id,
-            )
-            for event, ranked in zip(wave, lists, strict=True)
+    def to_events(self, batch: Batch, wave: Int32, online_offset: int) -> list[OutputRecord]:
+        """One list for each event of the wave, whose users are all different."""
+        if not len(wave):
+            return []
+        events, users, rows = batch.events, self._shards.users, batch.rows[wave]
+        queries = self._queries(rows, np.full(len(wave), self._settings.trigger.count, np.int32))
+        ranked = self._pipeline.recommend_batch(queries)
+        self._remember(rows, ranked)
+        keys = [users.id_of(row) for row in rows.tolist()]
+        ids = [
+            _ids(key, None, events.text(events.event[n])) for key, n in zip(keys, wave.tolist(), strict=True)
         ]
+        kafka_ms = events.kafka_time_ms[wave].tolist()
+        partitions = events.partition[wave].tolist()
+        return self._records(ranked, keys, ids, kafka_ms, partitions, online_offset)
 
     def to_requests(self, requests: Sequence[AcceptedRequest], online_offset: int) -> list[OutputRecord]:
         """One list for each request; a request of a user nobody knows is answered as for a new one."""
-        if not self._settings.trigger.requests:
+        if not requests or not self._settings.trigger.requests:
             return []
-        users = [self._user(accepted) for accepted in requests]
-        queries = [self._request_query(r.request, user) for r, user in zip(requests, users, strict=True)]
-        records = []
-        lists = [ranked for part in _parts(queries) for ranked in self._pipeline.recommend(part)]
-        for accepted, user, ranked in zip(requests, users, lists, strict=True):
-            shard = self._shards[accepted.partition]
-            shard.stats.requests += 1
-            if user is not None:
-                shard.touch(user)
-            records.append(
-                self._record(
-                    ranked, shard, online_offset, accepted.kafka_time_ms, user=user, request=accepted.request
-                )
+        users = self._shards.users
+        rows = [
+            -1 if r.request.user_id is None else users.row(r.request.user_id, r.partition) for r in requests
+        ]
+        count = np.array([r.request.count or self._settings.trigger.count for r in requests], np.int32)
+        queries = self._queries(np.array(rows, np.int32), count)
+        queries.requests = {
+            n: query for n, r in enumerate(requests) if (query := self._special(r.request)) is not None
+        }
+        ranked = self._pipeline.recommend_batch(queries)
+        keys, ids = [], []
+        for accepted, row in zip(requests, rows, strict=True):
+            request = accepted.request
+            self._shards[accepted.partition].stats.requests += 1
+            if row >= 0:
+                users.touch(row)
+            key = request.user_id if request.user_id is not None else request.request_id
+            keys.append(key.encode())
+            ids.append(_ids(None if request.user_id is None else keys[-1], request.request_id, None))
+        self._remember(np.array(rows, np.int32), ranked)
+        kafka_ms = [r.kafka_time_ms for r in requests]
+        return self._records(ranked, keys, ids, kafka_ms, [r.partition for r in requests], online_offset)
+
+    def _queries(self, rows: Int32, count: Int32) -> QueryBatch:
+        """What the users in `rows` (-1: nobody knows them) are asked for."""
+        known = np.flatnonzero(rows >= 0)
+        found = self._shards.users.gather(rows[known], self._codes.row_of, self._pipeline.history_length)
+        if len(known) == len(rows):
+            return QueryBatch(
+                recent=found.recent,
+                blocked=found.blocked,
+                blocked_end=found.blocked_end,
+                seen_count=found.seen_count,
+                factors=found.factors,
+                count=count,
             )
-        return records
+        recent = np.full((len(rows), found.recent.shape[1]), -1, np.int32)
+        factors = np.zeros((len(rows), found.factors.shape[1]), np.float32)
+        seen = np.zeros(len(rows), np.int32)
+        recent[known], factors[known], seen[known] = found.recent, found.factors, found.seen_count
+        ends = np.cumsum(seen, dtype=np.int32)
+        return QueryBatch(recent, found.blocked, ends, seen, factors, count)
 
-    def _user(self, accepted: AcceptedRequest) -> UserState | None:
-        user_id = accepted.request.user_id
-        return None if user_id is None else self._shards[accepted.partition].users.get(user_id)
-
-    def _request_query(self, request: Request, user: UserState | None) -> Query:
-        count = request.count or self._settings.trigger.count
-        query = Query((), (), self._nobody, count) if user is None else _query(user, count)
-        if request.session_items is not None:
-            query.recent = request.session_items
-            query.seen = set(request.session_items)
+    def _special(self, request: Request) -> Query | None:
+        """What columns can't say of a request; None when it says nothing more."""
+        session = request.session_items
+        query = Query(session or (), set(session or ()), self._nobody, request.count or 0)
         query.categories = request.categories
         query.exclude = request.exclude or ()
         query.candidates = request.candidates
-        return query
+        plain = session is None and not query.exclude and query.categories is None
+        return None if plain and query.candidates is None else query
 
-    def _record(
+    def _remember(self, rows: Int32, ranked: RankedBatch) -> None:
+        """Keep the head of each list in its user's state."""
+        users = self._shards.users
+        shown = np.full((len(rows), JUDGED), -1, np.int32)
+        width = min(JUDGED, ranked.rows.shape[1])
+        best = ranked.rows[:, :width]
+        shown[:, :width] = np.where(best >= 0, self._codes.code_of[best], -1)
+        for n, unknown in ranked.unknown.items():
+            start = int(ranked.length[n])
+            names = [item_id.encode() for item_id, _ in unknown[: max(0, JUDGED - start)]]
+            if names:
+                shown[n, start : start + len(names)] = users.items.codes_of(names, ensure=True)
+                users.make_room()
+                self._codes.cover()
+        known = rows >= 0
+        users.users.last_list[rows[known]] = shown[known]
+
+    def _records(
         self,
-        ranked: RankedList,
-        shard: Shard,
+        ranked: RankedBatch,
+        keys: Sequence[bytes],
+        ids: Sequence[bytes],
+        kafka_ms: Sequence[int],
+        partitions: Sequence[int],
         online_offset: int,
-        kafka_time_ms: int,
-        *,
-        user: UserState | None,
-        event_id: str | None = None,
-        request: Request | None = None,
-    ) -> OutputRecord:
+    ) -> list[OutputRecord]:
         now_ms = time.time() * 1000
-        user_id = user.user_id if user is not None else (request.user_id if request else None)
-        recommendation = Recommendation(
-            user_id=user_id,
-            request_id=request.request_id if request else None,
-            event_id=event_id,
-            items=[
-                RecommendedItem(
-                    item_id=item.item_id,
-                    score=round(item.score, 6),
-                    sources=item.sources,
-                    reason=Reason(kind=item.kind, because=item.because, text=item.text),
-                )
-                for item in ranked.items
-            ],
-            ranker=ranked.ranker,
-            online_offset=online_offset,
-            generated_at=int(now_ms),
-            latency_ms=round(max(0.0, now_ms - kafka_time_ms), 3),
-            degraded=ranked.degraded is not None,
-            degraded_reason=ranked.degraded,
+        made = b',"experiment":null,"variant":null,"online_offset":%d,"generated_at":%d' % (
+            online_offset,
+            now_ms,
         )
-        value = bounded_record(recommendation)
-        if user is not None:
-            user.last_list = [item.item_id for item in recommendation.items[:JUDGED]]
-        shard.stats.recommendations += 1
-        shard.stats.degraded += recommendation.degraded
-        self.sent_ms.append(kafka_time_ms)
-        key = user_id if user_id is not None else recommendation.request_id or ""
-        return OutputRecord(self._topic, key.encode(), value, headers=self._headers)
+        heads = [
+            b'%b%b,"latency_ms":%.3f' % (one, made, max(0.0, now_ms - moment))
+            for one, moment in zip(ids, kafka_ms, strict=True)
+        ]
+        values = self._encoder.encode(ranked, heads)
+        for p, n in enumerate(np.bincount(partitions).tolist()):
+            if n:
+                stats = self._shards[p].stats
+                stats.recommendations += n
+                stats.degraded += n * (ranked.degraded is not None)
+        self.sent_ms += kafka_ms
+        return [
+            OutputRecord(self._topic, key, value, headers=self._headers)
+            for key, value in zip(keys, values, strict=True)
+        ]
 
 
-def bounded_record(recommendation: Recommendation) -> bytes:
-    """The record's bytes; a list too large for the topic loses its tail and says so."""
-    value = _encode(recommendation)
-    asked = len(recommendation.items)
-    while len(value) > MAX_LIST_BYTES and recommendation.items:
-        del recommendation.items[len(recommendation.items) * 3 // 4 :]
-        recommendation.degraded = True
-        recommendation.degraded_reason = f"{len(recommendation.items)} of {asked} items fit into a record"
-        value = _encode(recommendation)
-    return value
-
-
-def _parts(queries: Sequence[Query]) -> Iterator[list[Query]]:
-    """Queries in parts that the pipeline works off in well under a second each."""
-    part: list[Query] = []
-    widest = 0
-    for query in queries:
-        widest = max(widest, query.count, len(query.candidates or ()))
-        if part and widest * (len(part) + 1) > MAX_SCORED:
-            yield part
-            part, widest = [], max(query.count, len(query.candidates or ()))
-        part.append(query)
-    if part:
-        yield part
-
-
-def _query(user: UserState, count: int) -> Query:
-    return Query(user.recent_items, user.seen, user.factor, count)
+def _ids(user_id: bytes | None, request_id: str | None, event_id: str | None) -> bytes:
+    """The ids with which a list's record begins."""
+    user = b"null" if user_id is None else _encode(user_id.decode())
+    return b'{"user_id":%b,"request_id":%b,"event_id":%b' % (user, _encode(request_id), _encode(event_id))

@@ -14,7 +14,7 @@ from streams.dumps import read_log, read_shards
 from streams.events import summed
 from streams.replay import ReplayReport
 from streams.settings import Settings
-from streams.user_state import Shard, UserState
+from streams.user_records import ShardRecords, UserRecord
 
 __all__ = ["show_summary", "summarise"]
 
@@ -64,7 +64,7 @@ def _rounded(value: float | None) -> float | None:
     return None if value is None else round(value, 2)
 
 
-def _examples(shards: dict[int, Shard], data: Dataset, watch: Watch) -> list[dict[str, Any]]:
+def _examples(shards: dict[int, ShardRecords], data: Dataset, watch: Watch) -> list[dict[str, Any]]:
     """The users who were active last and have a history to show: what they used, and their list with its
     reasons."""
     users = [user for shard in shards.values() for user in shard.users.values()]
@@ -73,7 +73,7 @@ def _examples(shards: dict[int, Shard], data: Dataset, watch: Watch) -> list[dic
     return [_example(user, data, watch) for user in shown[:EXAMPLES]]
 
 
-def _example(user: UserState, data: Dataset, watch: Watch) -> dict[str, Any]:
+def _example(user: UserRecord, data: Dataset, watch: Watch) -> dict[str, Any]:
     def title(item_id: str) -> str:
         item = data.items.get(item_id)
         return item.title if item is not None and item.title else item_id

@@ -15,23 +15,22 @@ from streams.reading import PartitionId, PartitionReader, watermarks, where
 from streams.records import Record
 from streams.settings import Settings
 from streams.topic_admin import check_layout
-from streams.user_state import Shard, describe
+from streams.user_records import ShardRecords
 
 __all__ = ["dump_log", "dump_state", "read_log", "read_shards"]
 
 
-def read_shards(settings: Settings) -> dict[int, Shard]:
+def read_shards(settings: Settings) -> dict[int, ShardRecords]:
     """Every partition's users and record, from the committed changelog as it stands now."""
     topic = settings.names["user-state"]
     count = check_layout(settings)["user-state"]
-    width = settings.models.factors.dimension
-    shards = {p: Shard(p, settings.user_state, width) for p in range(count)}
+    shards = {p: ShardRecords(p, settings.user_state) for p in range(count)}
     keys: list[PartitionId] = [(topic, partition) for partition in shards]
 
     def apply(message: Record) -> None:
         key = message.key()
         if key is not None:
-            shards[message.partition()].restore(key, message.value(), where(message))
+            shards[message.partition()].add(key, message.value(), where(message))
 
     _read_whole(settings, keys, apply)
     return shards
@@ -40,17 +39,18 @@ def read_shards(settings: Settings) -> dict[int, Shard]:
 def dump_state(settings: Settings) -> Iterator[dict[str, Any]]:
     """One object for each partition's record, then one for each of its users, by partition and user id."""
     for partition, shard in read_shards(settings).items():
+        record = shard.record()
         yield {
             "kind": "partition",
             "partition": partition,
             "next_offsets": shard.next_offsets,
-            "transactional_id": shard.owner_transactional_id,
-            "worker": shard.owner_worker,
-            "newest_ms": shard.newest_ms,
+            "transactional_id": None if record is None else record.transactional_id,
+            "worker": None if record is None else record.worker,
+            "newest_ms": 0 if record is None else record.newest_ms,
             **msgspec.structs.asdict(shard.stats),
         }
-        for user_id in sorted(shard.users):
-            yield describe(shard, shard.users[user_id])
+        for key in sorted(shard.hot):
+            yield shard.user(key).describe(partition)
 
 
 def dump_log(settings: Settings) -> Iterator[dict[str, Any]]:
@@ -92,6 +92,7 @@ def read_log(settings: Settings) -> Iterator[tuple[LogRecord, int]]:
 
 
 def _rows(record: LogRecord, log_offset: int, users: dict[int, str]) -> Iterator[dict[str, Any]]:
+    item_ids = record.item_ids
     columns = zip(
         record.event_ids,
         record.column("token", "<u8").tolist(),
@@ -109,7 +110,7 @@ def _rows(record: LogRecord, log_offset: int, users: dict[int, str]) -> Iterator
             "event_id": event_id,
             "user_id": users.get(token),
             "user_token": f"{token:016x}",
-            "item_id": record.item_ids[item] if item >= 0 else None,
+            "item_id": item_ids[item] if item >= 0 else None,
             "event_type": record.event_types[kind],
             "timestamp": time_ms,
             "weight": weight,

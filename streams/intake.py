@@ -6,38 +6,47 @@ latest records are bad does the worker stop, for then a producer has broken.
 
 from __future__ import annotations
 
+import secrets
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
+import numpy.typing as npt
+
+from streams import user_kernels as kernels
+from streams.clients import partition_for
 from streams.dead_letters import dead_letter
+from streams.event_columns import EventColumns, EventReader
 from streams.records import Record
 from streams.rejects import Reason, Rejected, RejectGuard
 from streams.settings import Settings
-from streams.shards import Shards
-from streams.source import Source
+from streams.shards import Shard, Shards
 from streams.transaction import OutputRecord
-from streams.user_state import Shard, UserState
-from streams.validation import AcceptedEvent, AcceptedRequest, EventValidator, newest_after
+from streams.user_kernels import ACCEPTED, DUPLICATE, LATE
+from streams.validation import AcceptedRequest, EventValidator, late
 
-__all__ = ["Admitted", "Batch", "Intake"]
+__all__ = ["Batch", "Intake"]
 
-
-@dataclass(slots=True)
-class Admitted:
-    """An accepted event, its user and the shard that holds the user."""
-
-    accepted: AcceptedEvent
-    user: UserState
-    shard: Shard
-    new_user: bool
+Int32 = npt.NDArray[np.int32]
 
 
 @dataclass(slots=True)
 class Batch:
-    """What one micro-batch holds once the bad records and the duplicates are out."""
+    """What one micro-batch holds once the bad records are out.
 
-    events: list[Admitted] = field(default_factory=list)
+    `rows`, `codes`, `turns` int32[n] say of each event in `events` its user's row, its item's code (-1 none)
+    and how many events of that user were accepted before it in the batch; all -1 unless it was accepted.
+    """
+
+    events: EventColumns
+    accepted: Int32
+    """int32[m]: places in `events` of those that were accepted, in order of arrival."""
+    rows: Int32
+    codes: Int32
+    turns: Int32
+    new: Int32
+    """int32[k]: places in `events` of the first event of users nobody knew."""
     requests: list[AcceptedRequest] = field(default_factory=list)
     dead: list[OutputRecord] = field(default_factory=list)
     records: int = 0
@@ -45,28 +54,28 @@ class Batch:
     shards: dict[int, Shard] = field(default_factory=dict)
     """Every shard that a record of the batch belongs to."""
 
-    def waves(self) -> Iterator[list[Admitted]]:
-        """Events such that each wave holds at most one per user, in order of arrival: a user's second event
-        is in a later wave than the first, so that its list knows the first."""
-        turn: dict[int, int] = {}
-        waves: list[list[Admitted]] = []
-        for event in self.events:
-            nth = turn[id(event.user)] = turn.get(id(event.user), -1) + 1
-            if nth == len(waves):
-                waves.append([])
-            waves[nth].append(event)
-        return iter(waves)
+    def waves(self) -> list[Int32]:
+        """`accepted` such that each wave holds at most one event per user, in order of arrival: a user's
+        second event is in a later wave than the first, so that its list knows the first."""
+        turns = self.turns[self.accepted]
+        if not turns.any():
+            return [self.accepted] if len(turns) else []
+        order = np.argsort(turns, kind="stable")
+        ends = np.cumsum(np.bincount(turns))
+        return np.split(self.accepted[order], ends[:-1])
 
 
 class Intake:
     """Turns consumed records into a `Batch`, counting every record in its partition's totals."""
 
-    def __init__(self, settings: Settings, validator: EventValidator) -> None:
-        self._validator = validator
-        self._state = settings.user_state
+    def __init__(self, settings: Settings, partitions: int) -> None:
+        self.reader = EventReader(settings.validation, partitions)
+        self._validator = EventValidator(settings.validation, lambda key: partition_for(key, partitions))
+        self._partitions = partitions
         self._window_ms = settings.user_state.dedupe_window_s * 1000
-        self._dlq = settings.names["events-dlq"]
+        self._topic, self._dlq = settings.names["events"], settings.names["events-dlq"]
         limits = settings.validation
+        self._lateness_ms = int(limits.lateness_s * 1000)
         self._guards = {
             name: RejectGuard(limits.reject_window, limits.reject_limit, settings.names[name])
             for name in ("events", "requests")
@@ -83,60 +92,94 @@ class Intake:
         rejected = sum(shard.recent_rejected for shard in shards)
         self._guards["events"].resume(sum(shard.recent_records for shard in shards), rejected)
 
-    def admit(self, messages: Sequence[Record], source: Source, shards: Shards) -> Batch:
+    def admit(self, messages: Sequence[Record], shards: Shards) -> Batch:
         """Sort `messages` out.
 
         Raises:
             ProducerBrokenError: too many of the latest records are bad.
         """
-        batch = Batch()
-        for message in messages:
-            shard = shards[message.partition()]
-            batch.shards[shard.partition] = shard
-            if source.name(message.topic()) == "events":
-                self._event(message, shard, batch)
-            else:
-                self._request(message, shard, batch)
+        events, requests = _by_topic(messages, self._topic)
+        columns, rejected = self.reader.read(events)
+        batch = self._judge(columns, shards)
+        batch.records = len(events)
+        batch.shards = {message.partition(): shards[message.partition()] for message in requests}
+        batch.shards |= {p: shards[p] for p in np.unique(columns.partition).tolist()}
+        batch.shards |= {found.partition: shards[found.partition] for _, found in rejected}
+        bad = dict(rejected)
+        self._count(columns, bad, shards)
+        late = np.flatnonzero(batch.turns < 0)
+        late = late[self._status[late] == LATE]
+        for n in late.tolist():
+            place = int(columns.index[n])
+            bad[place] = self._late(columns, n, self._newest[n])
+        batch.dead = [self._dead(events[place], bad[place]) for place in sorted(bad)]
+        for message in requests:
+            self._request(message, shards[message.partition()], batch)
         return batch
 
-    def _event(self, message: Record, shard: Shard, batch: Batch) -> None:
-        batch.records += 1
-        found = self._validator.decode_event(
-            message.value(),
-            message.key(),
-            message.partition(),
-            message.offset(),
-            message.timestamp()[1],
-            shard.newest_ms,
-        )
-        if isinstance(found, Rejected):
-            batch.dead.append(self._dead(message, found))
-            if found.reason is not Reason.LATE:
-                shard.stats.rejected += 1
-                shard.count_recent(True, self._window)
-                self._guards["events"].add(found)
-                return
-            shard.stats.late += 1
-        shard.count_recent(False, self._window)
-        self._guards["events"].add()
-        if isinstance(found, Rejected):
-            return
-        shard.stats.unknown_fields += found.unknown_fields
-        shard.stats.misplaced += found.misplaced
-        self._accept(found, shard, batch)
+    def _judge(self, events: EventColumns, shards: Shards) -> Batch:
+        """Late, duplicate or accepted: the kernel takes the events one after the other."""
+        n = len(events)
+        users = shards.users
+        self._status = status = np.empty(n, np.uint8)
+        rows, codes, turns = np.empty(n, np.int32), np.empty(n, np.int32), np.empty(n, np.int32)
+        new = np.empty(n, np.uint8)
+        tokens = np.frombuffer(bytearray(secrets.token_bytes(8 * n)), np.uint64)
+        newest = np.full(self._partitions, -1, np.int64)
+        for p, shard in shards.owned.items():
+            newest[p] = shard.newest_ms
+        self._newest = np.empty(n, np.int64)
+        counts = np.zeros((self._partitions, 3), np.int64)
+        users.reserve(n, int(events.user[:, 1].sum() + events.item[:, 1].sum()))
+        now_ms, done = int(time.time() * 1000), 0
+        while done < n:
+            done = kernels.admit(
+                done, events.data, events.user, events.item, events.user_hash, events.item_hash,
+                events.event_hash, events.time_ms, events.kafka_time_ms, events.partition, tokens,
+                users.users, users.items.ids, newest, counts, self._lateness_ms, self._window_ms, now_ms, status, rows,
+                codes, turns, new, self._newest,
+            )  # fmt: skip
+            if done < n:
+                users.make_room()
+        for p in np.flatnonzero(counts.any(axis=1)).tolist():
+            shard = shards[p]
+            shard.newest_ms = int(newest[p])
+            shard.stats.accepted += int(counts[p, ACCEPTED])
+            shard.stats.duplicate += int(counts[p, DUPLICATE])
+            shard.stats.late += int(counts[p, LATE])
+        accepted = np.flatnonzero(status == ACCEPTED).astype(np.int32)
+        return Batch(events, accepted, rows, codes, turns, accepted[new[accepted] == 1])
 
-    def _accept(self, found: AcceptedEvent, shard: Shard, batch: Batch) -> None:
-        user_id = found.event.user_id
-        known = shard.users.get(user_id)
-        if known is not None and known.is_duplicate(found.event_hash, found.time_ms, self._window_ms):
-            shard.stats.duplicate += 1
-            return
-        user = known or shard.user(user_id, None)
-        user.admit(found.event_hash, found.time_ms, self._state.dedupe_entries)
-        shard.touch(user)
-        shard.stats.accepted += 1
-        shard.newest_ms = min(newest_after(shard.newest_ms, found), int(time.time() * 1000))
-        batch.events.append(Admitted(found, user, shard, known is None))
+    def _count(self, events: EventColumns, bad: dict[int, Rejected], shards: Shards) -> None:
+        """The partitions' totals of odd records, and the guards' windows in order of arrival."""
+        on_time = self._status != LATE
+        for n in np.flatnonzero(on_time & ((events.unknown_fields > 0) | events.misplaced)).tolist():
+            stats = shards[int(events.partition[n])].stats
+            stats.unknown_fields += int(events.unknown_fields[n])
+            stats.misplaced += bool(events.misplaced[n])
+        guard = self._guards["events"]
+        good = np.bincount(events.partition, minlength=self._partitions)
+        for p in np.flatnonzero(good).tolist():
+            shards[p].count_recent(int(good[p]), 0, self._window)
+        seen = 0
+        for place in sorted(bad):
+            guard.add_good(place - seen)
+            seen = place + 1
+            shard = shards[bad[place].partition]
+            shard.stats.rejected += 1
+            shard.count_recent(0, 1, self._window)
+            guard.add(bad[place])
+        guard.add_good(len(events) + len(bad) - seen)
+
+    def _late(self, events: EventColumns, n: int, newest_ms: int) -> Rejected:
+        message = late(int(newest_ms), int(events.time_ms[n]), self._lateness_ms)
+        return Rejected(
+            Reason.LATE,
+            message or "",
+            int(events.partition[n]),
+            int(events.offset[n]),
+            int(events.kafka_time_ms[n]),
+        )
 
     def _request(self, message: Record, shard: Shard, batch: Batch) -> None:
         found = self._validator.decode_request(
@@ -157,3 +200,11 @@ class Intake:
     def dead_item(self, message: Record, rejected: Rejected) -> OutputRecord:
         """The dead letter of a rejected `items` record."""
         return self._dead(message, rejected)
+
+
+def _by_topic(messages: Sequence[Record], topic: str) -> tuple[Sequence[Record], list[Record]]:
+    """Records of `topic`, and the others, each in order of arrival."""
+    requests = [message for message in messages if message.topic() != topic]
+    if not requests:
+        return messages, requests
+    return [message for message in messages if message.topic() == topic], requests

@@ -3,126 +3,135 @@ replica."""
 
 from __future__ import annotations
 
-import math
-import sys
-from collections.abc import Sequence
-
 import numpy as np
+import numpy.typing as npt
 
 from online_models.item_state import ItemState
-from streams.intake import Admitted
-from streams.learning_log import Interaction
+from streams import user_kernels as kernels
+from streams.intake import Batch
+from streams.item_codes import ItemCodes
+from streams.learning_log import Interactions, LogWriter
 from streams.settings import Settings
-from streams.user_state import UserState
+from streams.shards import Shards
+from streams.user_kernels import TOKEN, Learned
+from streams.user_table import LIST_LENGTH
 
 __all__ = ["JUDGED", "Learner"]
 
-JUDGED = 10
+JUDGED = LIST_LENGTH
 """Hit rate and NDCG look at the first ten items of the list last emitted."""
+
+Int32 = npt.NDArray[np.int32]
+Float32 = npt.NDArray[np.float32]
 
 
 class Learner:
     """Judges each event against the list before it, then learns from it (test, then learn)."""
 
-    def __init__(self, settings: Settings, items: ItemState) -> None:
-        self._settings = settings.user_state
-        self._topic = settings.names["events"]
+    def __init__(self, settings: Settings, items: ItemState, shards: Shards, partitions: int) -> None:
         self._items = items
+        self._shards = shards
+        self._partitions = partitions
+        self.codes = ItemCodes(items, shards.users.items)
         models = settings.models
-        self._window = models.covisitation.window
-        self.widths = (self._window, models.factors.dimension, models.factors.negatives)
-
-    def learn(self, wave: Sequence[Admitted]) -> list[Interaction]:
-        """Learn one event each of different users; returns their rows for the learning log, in the same
-        order."""
-        for event in wave:
-            if event.new_user:
-                event.user.factor = self._items.start_users([event.user.user_id])[0]
-            self._judge(event)
-        teaching = [e for e in wave if e.accepted.weight != 0 and e.accepted.event.item_id is not None]
-        after, negatives = self._step(teaching)
-        moved = {id(e): (after[n], negatives[n]) for n, e in enumerate(teaching)}
-        rows = []
-        for event in wave:
-            before = event.user.factor
-            factor, sampled = moved.get(id(event), (before, ()))
-            rows.append(self._interaction(event, factor, sampled))
-            event.user.factor = factor
-            self._remember(event)
-        return rows
-
-    def _step(self, wave: Sequence[Admitted]) -> tuple[np.ndarray, Sequence[Sequence[str]]]:
-        """New factors float32[n, d] and the negatives that were sampled for each; the replicas' state is only
-        read."""
-        if not wave:
-            return np.empty((0, 0), np.float32), []
-        return self._items.learn_users(
-            np.stack([e.user.factor for e in wave]),
-            [e.accepted.event.item_id or "" for e in wave],
-            np.array([e.accepted.weight for e in wave], np.float32),
-            np.array([e.accepted.event_hash for e in wave], np.uint64),
+        self._widths = (models.covisitation.window, models.factors.dimension, models.factors.negatives)
+        self.log = LogWriter(
+            shards.users.items,
+            shards.users.kinds,
+            settings.names["events"],
+            self._widths,
+            items.settings_digest,
         )
+        self._discount = 1.0 / np.log2(np.arange(JUDGED, dtype=np.float64) + 2.0)
 
-    def _interaction(self, event: Admitted, after: np.ndarray, negatives: Sequence[str]) -> Interaction:
-        accepted, user = event.accepted, event.user
-        return Interaction(
-            event_id=accepted.event.event_id,
-            token=user.token,
-            item_id=accepted.event.item_id,
-            event_type=accepted.event.event_type,
-            time_ms=accepted.time_ms,
-            weight=accepted.weight,
-            value=accepted.event.value,
-            recent=user.recent_items[: -self._window - 1 : -1],
-            before=user.factor,
-            after=after,
+    def start(self, batch: Batch) -> None:
+        """Give users nobody knew the factors that they start from."""
+        if len(batch.new):
+            users = self._shards.users
+            names = [users.id_of(row).decode() for row in batch.rows[batch.new].tolist()]
+            users.users.factor[batch.rows[batch.new]] = self._items.start_users(names)
+
+    def learn(self, batch: Batch, wave: Int32) -> Interactions:
+        """Learn the events of `batch` at the places `wave`, in their order; returns their rows for the
+        learning log."""
+        events, users, m = batch.events, self._shards.users, len(wave)
+        recent, width, drawn = self._widths
+        before, after = np.empty((m, width), np.float32), np.empty((m, width), np.float32)
+        items, negatives = np.empty((m, recent), np.int32), np.empty((m, drawn), np.int32)
+        weight = events.weight.astype(np.float32)
+        unknown, learned = self._learned(batch, wave, weight)
+        hits = np.zeros((self._partitions, 3), np.int64)
+        sums = np.zeros((self._partitions, 2), np.float64)
+        done = 0
+        while done < m:
+            done = kernels.learn(
+                done, wave, batch.rows, batch.codes, unknown, events.event_hash, weight, events.time_ms,
+                events.event_type, events.partition, users.users, learned, hits, sums, before,
+                after, items, negatives,
+            )  # fmt: skip
+            if done < m:
+                users.make_room()
+        self._count(hits, sums)
+        return Interactions(
+            data=events.data,
+            event=events.event[wave],
+            code=batch.codes[wave],
+            event_type=events.event_type[wave],
+            token=users.users.long[batch.rows[wave], TOKEN].view(np.uint64),
+            time_ms=events.time_ms[wave],
+            weight=weight[wave],
+            value=events.value[wave],
+            partition=events.partition[wave],
+            offset=events.offset[wave],
+            recent=items,
             negatives=negatives,
-            topic=self._topic,
-            partition=accepted.partition,
-            offset=accepted.offset,
+            before=before,
+            after=after,
+            table_epoch=self._items.epoch,
         )
 
-    def _remember(self, event: Admitted) -> None:
-        """What was used, liked or not, is seen; what was liked is also a recent item. An impression is
-        neither."""
-        accepted = event.accepted
-        item_id = accepted.event.item_id
-        if item_id is None or accepted.weight == 0:
-            return
-        item_id = sys.intern(item_id)
-        event.user.see(item_id, self._settings.seen)
-        if accepted.weight > 0:
-            kind = sys.intern(accepted.event.event_type)
-            event.user.remember(item_id, kind, accepted.time_ms, accepted.weight, self._settings.recent)
+    def _learned(self, batch: Batch, wave: Int32, weight: Float32) -> tuple[Int32, Learned]:
+        """What the kernel reads of the item state; items without a row get their start vectors looked up."""
+        self.codes.cover()
+        codes = batch.codes[wave]
+        fresh = wave[(codes >= 0) & (self.codes.row_of[codes] < 0) & (weight[wave] != 0)]
+        unknown = np.zeros(len(batch.codes), np.int32)
+        distinct, unknown[fresh] = np.unique(batch.codes[fresh], return_inverse=True)
+        table = self._shards.users.items
+        names = [table.id_of(code).decode() for code in distinct.tolist()]
+        factors = self._items.factors
+        popular, places = self._items.popularity.plain_order()
+        return unknown, Learned(
+            row_of=self.codes.row_of,
+            code_of=self.codes.code_of,
+            factors=factors.factors.rows,
+            unknown=factors.factors.start_vectors(names)
+            if names
+            else np.zeros((1, factors.dimension), np.float32),
+            popular=popular,
+            popular_place=places,
+            discount=self._discount,
+            learning_rate=factors.learning_rate,
+            regularization=factors.regularization,
+        )
 
-    def _judge(self, event: Admitted) -> None:
-        """Was the item in the last list, and would plain popularity have had it among its ten unseen?
+    def _count(self, hits: npt.NDArray[np.int64], sums: npt.NDArray[np.float64]) -> None:
+        for p in np.flatnonzero(hits[:, 0]).tolist():
+            stats = self._shards[p].stats
+            stats.evaluated += int(hits[p, 0])
+            stats.hits_at_10 += int(hits[p, 1])
+            stats.popularity_hits_at_10 += int(hits[p, 2])
+            stats.ndcg_at_10_sum += float(sums[p, 0])
+            stats.popularity_ndcg_at_10_sum += float(sums[p, 1])
 
-        Popularity is asked at the moment of the event, at a user's first event too, where no list has been
-        emitted yet: the comparison leans towards it.
-        """
-        accepted, user, stats = event.accepted, event.user, event.shard.stats
-        item_id = accepted.event.item_id
-        if item_id is None or accepted.weight <= 0:
-            return
-        stats.evaluated += 1
-        if item_id in user.last_list[:JUDGED]:
-            stats.hits_at_10 += 1
-            stats.ndcg_at_10_sum += 1 / math.log2(user.last_list.index(item_id) + 2)
-        rank = self._popularity_rank(item_id, user)
-        if rank is not None:
-            stats.popularity_hits_at_10 += 1
-            stats.popularity_ndcg_at_10_sum += 1 / math.log2(rank + 2)
 
-    def _popularity_rank(self, item_id: str, user: UserState) -> int | None:
-        """Place (from 0) among the ten most popular items that the user has not seen, or None."""
-        row = self._items.items.row(item_id)
-        if row < 0 or item_id in user.seen:
-            return None
-        order = self._items.popularity.top_plain(JUDGED + len(user.seen))
-        found = np.flatnonzero(order == row)
-        if not len(found):
-            return None
-        ids = self._items.items.ids
-        ahead = sum(ids[other] not in user.seen for other in order[: found[0]].tolist())
-        return ahead if ahead < JUDGED else None
+def joined(parts: list[Interactions]) -> Interactions | None:
+    """All parts, one behind the other; they share `data` and the table's epoch."""
+    if len(parts) < 2:
+        return parts[0] if parts else None
+    columns = {
+        name: np.concatenate([getattr(part, name) for part in parts])
+        for name in Interactions.__slots__
+        if name not in ("data", "table_epoch")
+    }
+    return Interactions(data=parts[0].data, table_epoch=parts[0].table_epoch, **columns)

@@ -1,17 +1,21 @@
 """The learning log: what every replica learns from, packed many interactions to a binary record.
 
 `interactions` has one partition, so its offsets are one total order. A record is a msgpack array: a table of
-the item ids that it uses, then one byte string per column (little-endian, n interactions). It carries the
-settings digest of the models that wrote it: a replica with other models or kernels would not stay bit-for-bit
-equal, so it refuses.
+the item ids that it spells out, then one byte string per column (little-endian, n interactions). It carries
+the settings digest of the models that wrote it: a replica with other models or kernels would not stay
+bit-for-bit equal, so it refuses.
+
+An event's own item is spelled out; recent items and negatives that the writer's replica knew are named by
+their row in the item table, which is the same on every replica at the table's epoch that the record gives.
 
 Users stand in the log as random 64-bit tokens; only `user-state` knows whose they are.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import msgspec
@@ -19,39 +23,50 @@ import numpy as np
 import numpy.typing as npt
 
 from online_models.learning_batch import LearningBatch
+from streams import user_kernels as kernels
 from streams.errors import LearningLogError
+from streams.id_table import IdTable
 
-__all__ = ["Interaction", "LogRecord", "decode_record", "learning_batch", "pack"]
+__all__ = ["Interactions", "LogRecord", "LogWriter", "decode_record", "learning_batch"]
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MAX_RECORD_BYTES = 512 * 1024
 """A record above this is split, so that it stays well under the broker's limit of 1 MB."""
-_ROW_BYTES = 96
+_ROW_BYTES = 60
 """Fixed columns of one interaction without its vectors and ids; used to decide where to split."""
+
+Int32 = npt.NDArray[np.int32]
+Float32 = npt.NDArray[np.float32]
 
 
 @dataclass(slots=True)
-class Interaction:
-    """One accepted event with the user context that the item models need.
+class Interactions:
+    """n accepted events, in log order, with the user context that the item models need.
 
-    Shapes: `before` and `after` float32 [d], the user's factor around this event. `recent` holds the user's
-    items before this event, newest first. `item_id` is None for events without an item.
+    Shapes: event int32[n, 2] (start and length of the event id in `data`); code int32[n], the item's code or
+    -1; recent int32[n, R], the user's items before this event, newest first, and negatives int32[n, m]:
+    -row - 2 for a row of the item table at `table_epoch`, else an item code, -1 none; before and after
+    float32[n, d], the user's factor around this event; value float64[n], NaN = none.
     """
 
-    event_id: str
-    token: int
-    item_id: str | None
-    event_type: str
-    time_ms: int
-    weight: float
-    value: float | None
-    recent: Sequence[str]
-    before: npt.NDArray[np.float32]
-    after: npt.NDArray[np.float32]
-    negatives: Sequence[str]
-    topic: str
-    partition: int
-    offset: int
+    data: npt.NDArray[np.uint8]
+    event: Int32
+    code: Int32
+    event_type: npt.NDArray[np.uint8]
+    token: npt.NDArray[np.uint64]
+    time_ms: npt.NDArray[np.int64]
+    weight: Float32
+    value: npt.NDArray[np.float64]
+    partition: Int32
+    offset: npt.NDArray[np.int64]
+    recent: Int32
+    negatives: Int32
+    before: Float32
+    after: Float32
+    table_epoch: int
+
+    def __len__(self) -> int:
+        return len(self.code)
 
 
 class LogRecord(msgspec.Struct, array_like=True):
@@ -62,8 +77,14 @@ class LogRecord(msgspec.Struct, array_like=True):
     n: int
     widths: tuple[int, int, int]
     """recent items, factor, negatives per interaction"""
-    item_ids: list[str]
-    event_ids: list[str]
+    table_epoch: int
+    """State of the item table by which `recent` and `negatives` name rows."""
+    item_lengths: bytes
+    item_bytes: bytes
+    """The item ids spelled out: lengths uint16, UTF-8 one behind the other."""
+    event_lengths: bytes
+    event_bytes: bytes
+    """The n event ids, likewise."""
     event_types: list[str]
     topics: list[str]
     item: bytes
@@ -80,6 +101,15 @@ class LogRecord(msgspec.Struct, array_like=True):
     before: bytes
     after: bytes
 
+    @property
+    def item_ids(self) -> list[str]:
+        """The ids that `item`, and `recent` where it is not negative, index into."""
+        return _split(self.item_bytes, self.item_lengths, "item")
+
+    @property
+    def event_ids(self) -> list[str]:
+        return _split(self.event_bytes, self.event_lengths, "event")
+
     def column(self, name: str, dtype: str, width: int | None = None) -> npt.NDArray[Any]:
         """Column `name` as an array [n], or [n, width] (which may be 0 wide); raises LearningLogError when
         its length is wrong."""
@@ -94,93 +124,94 @@ class LogRecord(msgspec.Struct, array_like=True):
         return values if width is None else values.reshape(self.n, width)
 
 
+def _split(joined: bytes, lengths: bytes, name: str) -> list[str]:
+    ends = np.cumsum(np.frombuffer(lengths, "<u2"), dtype=np.int64).tolist()
+    if (ends[-1] if ends else 0) != len(joined):
+        raise LearningLogError(
+            f"learning log: {len(joined)} bytes of {name} ids, {ends[-1] if ends else 0} expected"
+        )
+    return [joined[start:end].decode() for start, end in zip([0, *ends], ends, strict=False)]
+
+
 _encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(LogRecord)
 
 
-class _Columns:
-    """Columns of one record in the making."""
+class LogWriter:
+    """Packs interactions whose items have codes in `items`; `kinds` names the event types."""
 
-    def __init__(self, widths: tuple[int, int, int]) -> None:
-        self.widths = widths
-        self.items: dict[str, int] = {}
-        self.types: dict[str, int] = {}
-        self.topics: dict[str, int] = {}
-        self.rows: list[Interaction] = []
-        self.index: list[tuple[int, int, int]] = []
-        self.recent: list[list[int]] = []
-        self.negatives: list[list[int]] = []
-        self.bytes = 0
+    def __init__(
+        self, items: IdTable, kinds: IdTable, topic: str, widths: tuple[int, int, int], settings_digest: str
+    ) -> None:
+        self._items = items
+        self._kinds = kinds
+        self._topic = topic
+        self._widths = widths
+        self._digest = settings_digest
+        self._place = np.zeros(0, np.int64)
+        self._stamp = 0
 
-    def _id(self, item_id: str) -> int:
-        index = self.items.get(item_id)
-        if index is None:
-            index = self.items[item_id] = len(self.items)
-            self.bytes += 3 * len(item_id) + 5
-        return index
+    def pack(self, rows: Interactions) -> Iterator[bytes]:
+        """Binary records that hold `rows` in their order, each at most about `MAX_RECORD_BYTES`."""
+        ids = self._items.ids
+        recent, width, negatives = self._widths
+        size = _ROW_BYTES + 8 * width + 4 * (recent + negatives) + rows.event[:, 1].astype(np.int64)
+        size += _spelled(ids.length, rows.code)
+        size += _spelled(ids.length, rows.recent).sum(axis=1, dtype=np.int64)
+        part = np.cumsum(size) // MAX_RECORD_BYTES
+        cuts = [0, *(np.flatnonzero(np.diff(part)) + 1).tolist(), len(rows)] if len(rows) else [0]
+        for start, end in pairwise(cuts):
+            yield self._record(rows, start, end)
 
-    def _ids(self, ids: Sequence[str], width: int) -> list[int]:
-        row = [self._id(i) for i in ids[:width]]
-        row.extend([-1] * (width - len(row)))
-        return row
-
-    def add(self, row: Interaction) -> None:
-        item = -1 if row.item_id is None else self._id(row.item_id)
-        kind = self.types.setdefault(row.event_type, len(self.types))
-        topic = self.topics.setdefault(row.topic, len(self.topics))
-        self.index.append((item, kind, topic))
-        recent_width, factor_width, negatives_width = self.widths
-        self.recent.append(self._ids(row.recent, recent_width))
-        self.negatives.append(self._ids(row.negatives, negatives_width))
-        self.rows.append(row)
-        self.bytes += (
-            _ROW_BYTES + 8 * factor_width + 4 * (recent_width + negatives_width) + 3 * len(row.event_id)
-        )
-
-    def is_full(self) -> bool:
-        """As large as a record may be, or with as many event types or topics as one byte can tell apart."""
-        return self.bytes >= MAX_RECORD_BYTES or max(len(self.types), len(self.topics)) >= 255
-
-    def encode(self, settings_digest: str) -> bytes:
-        rows = self.rows
-        index = np.array(self.index, np.int32)
-        values = [np.nan if r.value is None else r.value for r in rows]
+    def _record(self, rows: Interactions, start: int, end: int) -> bytes:
+        if len(self._place) < self._items.capacity:
+            self._place = np.zeros(self._items.capacity, np.int64)
+        self._stamp += 1
+        item, recent = rows.code[start:end].copy(), rows.recent[start:end].copy()
+        table = np.empty(item.size + recent.size, np.int32)
+        n = kernels.renumber(item, recent, self._place, self._stamp, table)
+        codes = table[:n]
+        ids = self._items.ids
+        kinds = [self._kinds.id_of(code).decode() for code in range(self._kinds.codes)]
         record = LogRecord(
             format=FORMAT_VERSION,
-            settings_digest=settings_digest,
-            n=len(rows),
-            widths=self.widths,
-            item_ids=list(self.items),
-            event_ids=[r.event_id for r in rows],
-            event_types=list(self.types),
-            topics=list(self.topics),
-            item=index[:, 0].tobytes(),
-            event_type=index[:, 1].astype(np.uint8).tobytes(),
-            topic=index[:, 2].astype(np.uint8).tobytes(),
-            token=np.array([r.token for r in rows], np.uint64).tobytes(),
-            time_ms=np.array([r.time_ms for r in rows], np.int64).tobytes(),
-            weight=np.array([r.weight for r in rows], np.float32).tobytes(),
-            value=np.array(values, np.float64).tobytes(),
-            partition=np.array([r.partition for r in rows], np.int32).tobytes(),
-            offset=np.array([r.offset for r in rows], np.int64).tobytes(),
-            recent=np.array(self.recent, np.int32).tobytes(),
-            negatives=np.array(self.negatives, np.int32).tobytes(),
-            before=np.concatenate([r.before for r in rows]).tobytes(),
-            after=np.concatenate([r.after for r in rows]).tobytes(),
+            settings_digest=self._digest,
+            n=end - start,
+            widths=self._widths,
+            table_epoch=rows.table_epoch,
+            item_lengths=ids.length[codes].astype("<u2").tobytes(),
+            item_bytes=_joined(ids.arena, ids.start[codes], ids.length[codes]),
+            event_lengths=rows.event[start:end, 1].astype("<u2").tobytes(),
+            event_bytes=_joined(rows.data, rows.event[start:end, 0], rows.event[start:end, 1]),
+            event_types=kinds,
+            topics=[self._topic],
+            item=item.tobytes(),
+            event_type=rows.event_type[start:end].tobytes(),
+            topic=bytes(end - start),
+            token=rows.token[start:end].tobytes(),
+            time_ms=rows.time_ms[start:end].tobytes(),
+            weight=rows.weight[start:end].tobytes(),
+            value=rows.value[start:end].tobytes(),
+            partition=rows.partition[start:end].tobytes(),
+            offset=rows.offset[start:end].tobytes(),
+            recent=recent.tobytes(),
+            negatives=rows.negatives[start:end].tobytes(),
+            before=rows.before[start:end].tobytes(),
+            after=rows.after[start:end].tobytes(),
         )
         return _encoder.encode(record)
 
 
-def pack(rows: Sequence[Interaction], widths: tuple[int, int, int], settings_digest: str) -> Iterator[bytes]:
-    """Binary records that hold `rows` in their order, each at most about `MAX_RECORD_BYTES`."""
-    columns = _Columns(widths)
-    for row in rows:
-        columns.add(row)
-        if columns.is_full():
-            yield columns.encode(settings_digest)
-            columns = _Columns(widths)
-    if columns.rows:
-        yield columns.encode(settings_digest)
+def _spelled(lengths: Int32, codes: Int32) -> npt.NDArray[np.int64]:
+    """Bytes that item codes may take in a record's table of ids; rows of the item table take none there."""
+    return np.where(codes >= 0, 3 + lengths[np.maximum(codes, 0)].astype(np.int64), 0)
+
+
+def _joined(data: npt.NDArray[np.uint8], starts: npt.NDArray[Any], lengths: npt.NDArray[Any]) -> bytes:
+    """The spans of `data` one behind the other."""
+    out = np.empty(int(lengths.sum()), np.uint8)
+    kernels.join(data, starts.astype(np.int64), lengths.astype(np.int64), out)
+    return out.tobytes()
 
 
 def decode_record(value: bytes | None, where: str) -> LogRecord:
@@ -229,6 +260,7 @@ def learning_batch(record: LogRecord, settings_digest: str, where: str) -> Learn
     if not len(keep):
         return None
     return LearningBatch(
+        table_epoch=record.table_epoch,
         item_ids=record.item_ids,
         item=item[keep],
         recent=record.column("recent", "<i4", recent_width)[keep],

@@ -124,6 +124,13 @@ class RejectGuard:
         if self._rejected > self._allowed and len(records) == self._window:
             raise ProducerBrokenError(self._explain())
 
+    def add_good(self, n: int) -> None:
+        """Count `n` good records."""
+        if self._rejected == 0 and len(self._records) == self._window:
+            return  # a full window of good records stays one
+        for _ in range(min(n, self._window)):
+            self.add()
+
     def _explain(self) -> str:
         bad = [record for record in self._records if record is not None]
         counts = Counter(record.reason.value for record in bad)

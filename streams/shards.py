@@ -15,42 +15,112 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
 
+import msgspec
 from confluent_kafka import Consumer, TopicPartition
 
 from streams.clients import admin
 from streams.errors import DataLossError, TopicLayoutError
+from streams.events import PartitionStats
 from streams.reading import PartitionId, PartitionReader, partitions_of, watermarks, where
 from streams.records import Record
 from streams.settings import Settings
 from streams.topic_admin import topic_ids
 from streams.transaction import fence
-from streams.user_state import Shard
+from streams.user_records import PARTITION_KEY, ChangelogRecord, PartitionRecord, ShardRecords
+from streams.user_table import UserTable
 
-__all__ = ["Shards", "start_offsets"]
+__all__ = ["Shard", "Shards", "start_offsets"]
 
 log = logging.getLogger("freshet.shards")
 
 INPUTS = ("events", "requests")
 
 
-class Shards:
-    """The partitions that this worker owns."""
+_json = msgspec.json.Encoder().encode
 
-    def __init__(self, settings: Settings, group: str, transactional_id: str, factor_width: int) -> None:
+
+@dataclass(slots=True)
+class Shard:
+    """One partition: where its owner stands, and its totals. Its users are in the owner's `UserTable`."""
+
+    partition: int
+    next_offsets: dict[str, int] = field(default_factory=dict)
+    newest_ms: int = 0
+    stats: PartitionStats = field(default_factory=PartitionStats)
+    owner_transactional_id: str | None = None
+    owner_worker: str | None = None
+    recent_records: int = 0
+    recent_rejected: int = 0
+    item_offsets: dict[str, int] = field(default_factory=dict)
+    topic_ids: dict[str, str] = field(default_factory=dict)
+    written_for: int | None = None
+    """Partition count of `events` when the partition's record was last written; None before the first."""
+
+    def count_recent(self, good: int, rejected: int, window: int) -> None:
+        """Count records for the reject guard of whoever owns this partition after a restart."""
+        self.recent_records += good + rejected
+        self.recent_rejected += rejected
+        while self.recent_records >= window:
+            self.recent_records //= 2
+            self.recent_rejected //= 2
+
+    def record(self, transactional_id: str, worker: str, epoch: int, partitions: int) -> ChangelogRecord:
+        """The partition's own record, for the changelog."""
+        record = PartitionRecord(
+            partition=self.partition,
+            partitions=partitions,
+            next_offsets=self.next_offsets,
+            recent_records=self.recent_records,
+            recent_rejected=self.recent_rejected,
+            item_offsets=self.item_offsets,
+            topic_ids=self.topic_ids,
+            transactional_id=transactional_id,
+            worker=worker,
+            epoch=epoch,
+            newest_ms=self.newest_ms,
+            stats=self.stats,
+        )
+        return PARTITION_KEY, _json(record)
+
+    def restore(self, record: PartitionRecord | None) -> None:
+        """Stand where the partition's last record says."""
+        if record is None:
+            return
+        self.next_offsets = dict(record.next_offsets)
+        self.recent_records, self.recent_rejected = record.recent_records, record.recent_rejected
+        self.item_offsets = dict(record.item_offsets)
+        self.topic_ids = dict(record.topic_ids)
+        self.newest_ms = record.newest_ms
+        self.stats = record.stats
+        self.owner_transactional_id = record.transactional_id
+        self.owner_worker = record.worker
+        self.written_for = record.partitions
+
+
+class Shards:
+    """The partitions that this worker owns, and their users."""
+
+    def __init__(
+        self, settings: Settings, group: str, transactional_id: str, type_names: Sequence[str]
+    ) -> None:
         self._settings = settings
         self._group = group
         self._transactional_id = transactional_id
-        self._factor_width = factor_width
         self._fenced: set[str] = set()
         self.owned: dict[int, Shard] = {}
+        self.users = UserTable(settings.user_state, settings.models.factors.dimension, type_names)
 
     def __getitem__(self, partition: int) -> Shard:
         return self.owned[partition]
 
-    def drop(self) -> None:
-        self.owned.clear()
+    def drop(self, partitions: Iterable[int]) -> None:
+        """Let go of partitions that another worker owns now."""
+        gone = [p for p in set(partitions) if self.owned.pop(p, None) is not None]
+        if gone:
+            self.users.drop_partitions(gone)
 
     def restore(self, partitions: Sequence[int], should_stop: Callable[[], bool] = lambda: False) -> bool:
         """Steps 1 and 2 for `partitions`; False when `should_stop` ended it early."""
@@ -58,20 +128,21 @@ class Shards:
         topic = self._settings.names["user-state"]
         keys: list[PartitionId] = [(topic, partition) for partition in partitions]
         targets = {key: end for key, (_, end) in watermarks(self._settings, keys).items()}  # 1
-        shards = {p: Shard(p, self._settings.user_state, self._factor_width) for p in partitions}
+        found = {p: ShardRecords(p, self._settings.user_state) for p in partitions}
         reader = PartitionReader(self._settings, dict.fromkeys(keys, 0))
-        records = 0
+        records = n_bytes = 0
 
         def apply(message: Record) -> None:
-            nonlocal records
+            nonlocal records, n_bytes
+            key, value = message.key(), message.value()
             records += 1
-            key = message.key()
+            n_bytes += len(value or b"")
             if key is not None:
-                shards[message.partition()].restore(key, message.value(), where(message))
+                found[message.partition()].add(key, value, where(message))
 
         def stuck(behind: set[PartitionId]) -> None:
             for _, partition in behind:
-                self._fence_owner(shards[partition])
+                self._fence_owner(found[partition])
 
         try:
             timeouts = self._settings.worker
@@ -82,21 +153,29 @@ class Shards:
                 return False
         finally:
             reader.close()
-        self.owned.update(shards)
+        for partition in partitions:
+            records_of = found.pop(partition)
+            shard = Shard(partition)
+            shard.restore(records_of.record())
+            self.users.restore(records_of)
+            self.owned[partition] = shard
         log.info(
-            "restored partitions %s: %d users from %d records in %.2f s",
+            "restored partitions %s: %d users from %d records, %.1f MB, in %.2f s",
             sorted(partitions),
-            sum(len(s.users) for s in shards.values()),
+            len(self.users),
             records,
+            n_bytes / 1e6,
             time.monotonic() - started,
         )
         return True
 
-    def _fence_owner(self, shard: Shard) -> None:
-        owner = shard.owner_transactional_id
-        if owner is None or owner == self._transactional_id or owner in self._fenced:
+    def _fence_owner(self, records: ShardRecords) -> None:
+        """Abort what the partition's last owner left open, once it has left the group."""
+        record = records.record()
+        if record is None or record.worker in self._members():
             return
-        if shard.owner_worker in self._members():
+        owner = record.transactional_id
+        if owner == self._transactional_id or owner in self._fenced:
             return
         self._fenced.add(owner)
         fence(self._settings, owner)

@@ -138,7 +138,7 @@ class Source:
         self.generation += 1
         log.info("revoked %s", [f"{tp.topic}[{tp.partition}]" for tp in partitions])
         for tp in partitions:
-            self._shards.owned.pop(tp.partition, None)
+            self._shards.drop([tp.partition])
             self._committed.pop((tp.topic, tp.partition), None)
         if self._incremental:
             consumer.incremental_unassign(partitions)

@@ -124,7 +124,7 @@ class StatsReporter:
             online_offset=replica.offset,
             online_lag=replica.lag(),
             items=len(replica.items.items),
-            users=sum(len(shard.users) for shard in shards.values()),
+            users=len(worker.shards.users) if hasattr(worker, "shards") else 0,
             ranker=None if ranker is None else ranker.version,
             ranker_providers=[] if ranker is None else ranker.session.providers_in_force,
             swaps=self._swaps,

@@ -30,7 +30,7 @@ from streams.reading import PartitionId, watermarks
 from streams.retries import RETRIES
 from streams.settings import Settings
 from streams.transaction import fence
-from streams.user_state import PARTITION_KEY
+from streams.user_records import PARTITION_KEY
 
 __all__ = ["Owner", "group_members", "newest_owners", "settle"]
 

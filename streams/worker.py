@@ -23,17 +23,17 @@ import math
 import secrets
 import time
 
+import numpy as np
 from confluent_kafka import TopicPartition
 
-from online_models.item_state import warm_up
 from serving.pipeline import Pipeline
 from streams.answers import Answers
 from streams.clients import partition_for, wait_for_broker
 from streams.errors import TransactionLostError, WorkerFencedError
 from streams.intake import Batch, Intake
 from streams.item_rejects import ItemRejects
-from streams.learner import Learner
-from streams.learning_log import Interaction, pack
+from streams.learner import Learner, joined
+from streams.learning_log import Interactions
 from streams.metrics import StageClock
 from streams.records import Record
 from streams.replica import Replica
@@ -45,6 +45,7 @@ from streams.stopping import Stop
 from streams.topic_admin import check_layout
 from streams.transaction import OutputRecord, Transactions
 from streams.validation import EventValidator
+from streams.warm_up import compile_kernels
 
 __all__ = ["Worker"]
 
@@ -91,15 +92,14 @@ class Worker:
         """Everything that a session needs and that outlives it."""
         wait_for_broker(self.settings, self.settings.worker.rpc_timeout_s)
         self.partitions = check_layout(self.settings)
-        warm_up(self.settings.models)
+        compile_kernels(self.settings)
         events = self.partitions["events"]
         self.validator = EventValidator(self.settings.validation, lambda key: partition_for(key, events))
         self.replica = Replica(self.settings, self.validator, self.partitions)
         self.stats = StatsReporter(self)
         self.stats.state("restoring")
         self.pipeline = Pipeline(self.replica.items, self.replica.catalogue, self.settings.serving)
-        self.learner = Learner(self.settings, self.replica.items)
-        self.intake = Intake(self.settings, self.validator)
+        self.intake = Intake(self.settings, events)
 
     def _serve(self) -> None:
         """Sessions until stopped; a lost transaction ends one and begins the next."""
@@ -123,8 +123,9 @@ class Worker:
         """Join the group and serve until stopped, or until a transaction is lost."""
         settings = self.settings
         self.transactions = Transactions(settings, self.transactional_id, self._stop)
-        width = settings.models.factors.dimension
-        self.shards = Shards(settings, settings.worker_group, self.transactional_id, width)
+        kinds = self.intake.reader.type_names
+        self.shards = Shards(settings, settings.worker_group, self.transactional_id, kinds)
+        self.learner = Learner(settings, self.replica.items, self.shards, self.partitions["events"])
         self.source = Source(
             settings,
             self.shards,
@@ -133,7 +134,7 @@ class Worker:
             should_stop=self._stop.is_set,
             on_state=self.stats.state,
         )
-        self.answers = Answers(settings, self.pipeline, self.shards, self.id, self.epoch)
+        self.answers = Answers(settings, self.pipeline, self.shards, self.learner.codes, self.id, self.epoch)
         self.item_rejects: ItemRejects | None = None
         try:
             while not self._stop.is_set():
@@ -153,6 +154,7 @@ class Worker:
             if (swap := self.replica.follow()) is not None:  # 1
                 self.pipeline.use(self.replica.slot.current)
                 self.stats.swapped(swap)
+            self._follow_rows()
         with clock.stage("wait"):
             messages = self.source.poll(self.settings.worker.max_batch, self.settings.worker.poll_s)  # 2
             offsets = self.source.positions()
@@ -160,6 +162,13 @@ class Worker:
         if messages or offsets or bad_items:
             self._handle(messages, offsets, bad_items, clock)
         self.stats.report_if_due()
+
+    def _follow_rows(self) -> None:
+        """Tell whoever keeps something by row of the item table which rows changed hands."""
+        given, freed = self.replica.items.take_changes()
+        if len(given) or len(freed):
+            self.pipeline.rows_changed(np.concatenate((given, freed)))
+            self.learner.codes.follow(given, freed)
 
     def _handle(
         self,
@@ -170,7 +179,8 @@ class Worker:
     ) -> None:
         with clock.stage("validate"):
             self.intake.begin_with(self.shards.owned.values())
-            batch = self.intake.admit(messages, self.source, self.shards)  # 3
+            batch = self.intake.admit(messages, self.shards)  # 3
+            self.learner.start(batch)
         if bad_items:
             batch.dead += bad_items
             batch.shards[0] = self.shards[0]
@@ -186,29 +196,27 @@ class Worker:
 
     def _learn_and_answer(
         self, batch: Batch, clock: StageClock
-    ) -> tuple[list[Interaction], list[OutputRecord], int]:
+    ) -> tuple[Interactions | None, list[OutputRecord], int]:
         """Step 4: the learning log's rows, the lists, and how many lists were coalesced."""
         online_offset = self.replica.offset
-        interactions: list[Interaction] = []
+        learned: list[Interactions] = []
         lists: list[OutputRecord] = []
-        waves = list(batch.waves())
-        answered = self.answers.choose(waves, self.source)
-        for wave, chosen in zip(waves, answered, strict=True):
+        for wave, chosen in self.answers.waves(batch, self.source):
             with clock.stage("learn"):
-                interactions += self.learner.learn(wave)
+                learned.append(self.learner.learn(batch, wave))
             with clock.stage("recommend"):
-                lists += self.answers.to_events(chosen, online_offset)
+                lists += self.answers.to_events(batch, chosen, online_offset)
         with clock.stage("recommend"):
             lists += self.answers.to_requests(batch.requests, online_offset)
-        return interactions, lists, self.answers.take_coalesced()
+        return joined(learned), lists, self.answers.take_coalesced()
 
     def _state_records(
-        self, batch: Batch, interactions: list[Interaction], offsets: list[TopicPartition]
+        self, batch: Batch, learned: Interactions | None, offsets: list[TopicPartition]
     ) -> list[OutputRecord]:
         """Dead letters, the learning log's records, and the changelog of every user and partition touched."""
         names = self.settings.names
         records = list(batch.dead)
-        for value in pack(interactions, self.learner.widths, self.replica.items.settings_digest):
+        for value in self.learner.log.pack(learned) if learned is not None else ():
             records.append(OutputRecord(names["interactions"], None, value, partition=0))
         for tp in offsets:
             shard = self.shards[tp.partition]
@@ -216,12 +224,12 @@ class Worker:
             batch.shards[tp.partition] = shard
         if self.item_rejects is not None and 0 in batch.shards:
             batch.shards[0].item_offsets = self.item_rejects.next_offsets()
+        topic = names["user-state"]
+        for partition, keys, values in self.shards.users.drain_touched():
+            records += [OutputRecord(topic, k, v, partition) for k, v in zip(keys, values, strict=True)]
         for partition, shard in batch.shards.items():
-            changes = [*shard.drain_touched()]
-            changes.append(
-                shard.partition_record(self.transactional_id, self.id, self.epoch, self.partitions["events"])
-            )
-            records += [OutputRecord(names["user-state"], key, value, partition) for key, value in changes]
+            record = shard.record(self.transactional_id, self.id, self.epoch, self.partitions["events"])
+            records.append(OutputRecord(topic, *record, partition))
         return records
 
     def _rejected_items(self) -> list[OutputRecord]:

@@ -11,7 +11,7 @@ from confluent_kafka import Consumer, KafkaException, TopicPartition
 from streams.clients import admin
 from streams.reading import watermarks
 from streams.settings import Settings
-from streams.user_state import PARTITION_KEY, PartitionRecord
+from streams.user_records import PARTITION_KEY, PartitionRecord
 from tests.chaos.records import offsets_of_group
 
 __all__ = ["OUTPUTS", "await_true", "open_transactions", "output_ends", "unhandled", "unread_items"]

@@ -22,7 +22,7 @@ from streams.events import Recommendation
 from streams.learning_log import decode_record, learning_batch
 from streams.rejects import Reason
 from streams.settings import Settings
-from streams.user_state import PARTITION_KEY, PartitionRecord, Shard
+from streams.user_records import PARTITION_KEY, PartitionRecord, ShardRecords
 from tests.chaos.model import Model, ModelUser, replay
 from tests.chaos.ownership import Authors, backward_commits
 from tests.chaos.records import Commit, Finding, Record, offsets_of_group, read_topic
@@ -69,7 +69,7 @@ class Run:
     dead: list[Record]
     lists: list[Record]
     rows: list[Row]
-    shards: dict[int, Shard]
+    shards: dict[int, ShardRecords]
     committed: dict[tuple[str, int], int]
     ends: dict[tuple[str, int], int]
     items: list[Record] = field(default_factory=list)
@@ -84,7 +84,8 @@ def _rows(records: Iterable[Record]) -> list[Row]:
     for record in records:
         log = decode_record(record.value, f"interactions@{record.offset}")
         vectors = [log.column(name, "<f4", log.widths[1]) for name in ("before", "after")]
-        items = [None if i < 0 else log.item_ids[i] for i in log.column("item", "<i4").tolist()]
+        item_ids, event_ids = log.item_ids, log.event_ids
+        items = [None if i < 0 else item_ids[i] for i in log.column("item", "<i4").tolist()]
         kinds = [log.event_types[k] for k in log.column("event_type", "u1").tolist()]
         plain = [
             log.column(name, kind).tolist()
@@ -95,7 +96,7 @@ def _rows(records: Iterable[Record]) -> list[Row]:
             token, time_ms, weight, partition = (column[n] for column in plain)
             before, after = (vector[n].tobytes() for vector in vectors)
             rows.append(
-                Row(log.event_ids[n], token, items[n], kinds[n], time_ms, weight, partition, offsets[n],
+                Row(event_ids[n], token, items[n], kinds[n], time_ms, weight, partition, offsets[n],
                     before, after)
             )  # fmt: skip
     return rows
@@ -103,14 +104,14 @@ def _rows(records: Iterable[Record]) -> list[Row]:
 
 def read_run(settings: Settings) -> Run:
     """Read what a run has left on the broker."""
-    shards: dict[int, Shard] = {}
+    shards: dict[int, ShardRecords] = {}
     commits = []
     for record in read_topic(settings, "user-state"):
         shard = shards.setdefault(
             record.partition,
-            Shard(record.partition, settings.user_state, settings.models.factors.dimension),
+            ShardRecords(record.partition, settings.user_state),
         )
-        shard.restore(record.key or b"", record.value, f"user-state[{record.partition}]@{record.offset}")
+        shard.add(record.key or b"", record.value, f"user-state[{record.partition}]@{record.offset}")
         if record.key == PARTITION_KEY and record.value is not None:
             own = msgspec.json.decode(record.value, type=PartitionRecord)
             commits.append(

@@ -14,7 +14,7 @@ import pytest
 from online_models.item_state import ItemState, ModelSettings
 from streams.clients import make_producer, producer_config
 from streams.settings import Settings
-from streams.user_state import Shard
+from streams.user_records import Shard
 from tests.integration.auditor import Run, assert_exactly_once, read_run, replayed_digests, violations
 from tests.integration.worker_process import Deployment, Input, WorkerProcess, deployment, stream_of
 

@@ -23,7 +23,7 @@ from streams.clients import make_producer, producer_config
 from streams.events import WorkerStats
 from streams.reading import watermarks
 from streams.settings import Settings, load_settings
-from streams.user_state import PARTITION_KEY, PartitionRecord
+from streams.user_records import PARTITION_KEY, PartitionRecord
 
 __all__ = ["Deployment", "Input", "Tail", "WorkerProcess", "event", "stream_of"]
 

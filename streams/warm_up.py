@@ -1,0 +1,97 @@
+"""Compile what every event goes through, or load it from numba's cache, before the worker joins its group: a
+member that compiles for half a minute after it was given partitions is taken for dead."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+
+from online_models.item_state import ItemState, warm_up
+from streams.clients import partition_for
+from streams.intake import Intake
+from streams.learner import Learner
+from streams.learning_log import decode_record, learning_batch
+from streams.records import Header
+from streams.settings import Settings
+from streams.shards import Shard, Shards
+from streams.user_records import ShardRecords
+
+__all__ = ["compile_kernels"]
+
+PARTITIONS = 2
+USERS = ("ann", "bob")
+
+
+class _Event:
+    """A record that never was in Kafka."""
+
+    def __init__(self, topic: str, user_id: str, n: int, time_ms: int) -> None:
+        self._topic = topic
+        self._user_id = user_id
+        self._n = n
+        self._time_ms = time_ms
+
+    def key(self) -> bytes:
+        return self._user_id.encode()
+
+    def value(self) -> bytes:
+        fields = {"event_id": f"e{self._n}", "user_id": self._user_id, "item_id": f"i{self._n % 3}"}
+        return json.dumps({**fields, "event_type": "click", "timestamp": self._time_ms}).encode()
+
+    def headers(self) -> None:
+        return None
+
+    def set_headers(self, value: list[Header], /) -> None:
+        raise NotImplementedError("a record for warming up has no headers")
+
+    def topic(self) -> str:
+        return self._topic
+
+    def partition(self) -> int:
+        return partition_for(self.key(), PARTITIONS)
+
+    def offset(self) -> int:
+        return self._n
+
+    def timestamp(self) -> tuple[int, int]:
+        return 1, self._time_ms
+
+
+def compile_kernels(settings: Settings) -> None:
+    """Take a handful of made-up events through everything that needs no broker, twice: learned, written,
+    read back."""
+    warm_up(settings.models)
+    items = ItemState(settings.models)
+    intake = Intake(settings, PARTITIONS)
+    shards = _shards(settings, intake)
+    learner = Learner(settings, items, shards, PARTITIONS)
+    topic, now_ms = settings.names["events"], 1_700_000_000_000
+    records = {p: ShardRecords(p, settings.user_state) for p in range(PARTITIONS)}
+    for start in (0, 40):
+        made = [_Event(topic, USERS[n % 2], n, now_ms + n) for n in range(start, start + 40)]
+        batch = intake.admit(made, shards)
+        learner.start(batch)
+        for wave in batch.waves():
+            for record in learner.log.pack(learner.learn(batch, wave)):
+                learned = learning_batch(decode_record(record, "warm-up"), items.settings_digest, "warm-up")
+                if learned is not None:
+                    items.apply(learned)
+        learner.codes.follow(*items.take_changes())
+        for partition, keys, values in shards.users.drain_touched():
+            for key, value in zip(keys, values, strict=True):
+                records[partition].add(key, value, "warm-up")
+    again = _shards(settings, intake)
+    for one in records.values():
+        again.users.restore(one)
+    row = again.users.row(USERS[0], partition_for(USERS[0].encode(), PARTITIONS))
+    again.users.gather(np.array([row], np.int32), learner.codes.row_of, 1)
+    again.users.touch(row)
+    again.users.unused_items(learner.codes.named())
+    again.users.expire(partition_for(USERS[0].encode(), PARTITIONS), 0, 0)
+
+
+def _shards(settings: Settings, intake: Intake) -> Shards:
+    shards = Shards(settings, "warm-up", "warm-up", intake.reader.type_names)
+    shards.owned.update({p: Shard(p) for p in range(PARTITIONS)})
+    return shards

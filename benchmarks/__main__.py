@@ -15,6 +15,7 @@ from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
 import click
+from confluent_kafka import KafkaException
 
 from benchmarks import answering, growth, latency, learning, libraries, memory
 from benchmarks.bench import Bench, open_bench
@@ -27,6 +28,7 @@ Measurement = tuple[Sequence[Goal], Callable[[Bench, Collection[str]], list[Row]
 
 MEASUREMENTS: tuple[Measurement, ...] = (
     (learning.GOALS, learning.measure),
+    (libraries.ITEM_GOALS, libraries.measure_items),
     (answering.GOALS, answering.measure),
     (latency.GOALS, latency.measure_rows),
     (libraries.GOALS, libraries.measure),
@@ -49,7 +51,7 @@ def run(bench: Bench, names: Collection[str], results: Path) -> tuple[list[Row],
         about, started = environment(bench.rounds, bench.quick), time.monotonic()
         try:
             found = measure(bench, wanted)
-        except FreshetError as error:
+        except (FreshetError, KafkaException) as error:
             failed.append(f"{', '.join(wanted)}: {error}")
             click.echo(failed[-1], err=True)
             continue

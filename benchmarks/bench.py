@@ -93,8 +93,7 @@ class Deployment:
         """A further topic with as many partitions, under the prefix; its full name."""
         full = self.prefix + name
         self._admin.create_topics([NewTopic(full, self.partitions, 1)])[full].result()
-        while self._admin.list_topics(full, timeout=RPC_S).topics[full].error is not None:
-            time.sleep(0.02)
+        watermarks(self.settings, [(full, p) for p in range(self.partitions)])  # waits for the leaders
         return full
 
     def remove(self, *topics: str) -> None:

@@ -10,24 +10,22 @@ from __future__ import annotations
 import statistics
 from collections.abc import Collection, Iterator
 from itertools import chain
-from pathlib import Path
 
 import numpy as np
 
 from benchmarks.bench import Bench
 from benchmarks.learning import FROM_SHARE, LEARN_ONLY, drain_echo, drain_worker
-from benchmarks.plots import line_plot
+from benchmarks.plots import IMAGES, line_plot
 from benchmarks.report import Goal, Row, row_of
 from benchmarks.workloads import START_MS, Record, Stream, padding_events
 
-__all__ = ["GOALS", "IMAGES", "measure"]
+__all__ = ["GOALS", "measure"]
 
 GOALS = (
     Goal("growth_users", "cost of an event, most users", "fewest users", None, "lower"),
     Goal("growth_items", "cost of an event, most items", "fewest items", None, "lower"),
     Goal("growth_partitions", "cost of an event, most partitions", "fewest partitions", None, "lower"),
 )
-IMAGES = Path(__file__).parent.parent / "docs" / "img"
 ROUNDS = 3
 """At most: a point takes up to a minute, and a plot shows what a median of five would."""
 

@@ -10,14 +10,20 @@ import json
 import subprocess
 import sys
 from collections.abc import Collection
+from pathlib import Path
 from typing import Any
 
 from benchmarks.bench import Bench
+from benchmarks.plots import IMAGES, line_plot
 from benchmarks.report import Goal, Row, row_of
 from streams.errors import FreshetError
 
-__all__ = ["GOALS", "measure", "retrieval_rows"]
+__all__ = ["GOALS", "ITEM_GOALS", "item_rows", "measure", "measure_items", "retrieval_rows"]
 
+ITEM_GOALS = (
+    Goal("items", "item model kernels, one core", "River FunkMF.learn_one, as many factors", 50.0),
+    Goal("memory_item", "resident memory an item: 64 factors, 50 neighbours", "raw arrays", 1.5, "lower"),
+)
 GOALS = (
     Goal("exact_single", "exact top-100 of 1,000,000 items, one query", "one pass over the memory", 0.8),
     Goal("exact_batch", "exact top-100 of 1,000,000 items, batch of 64", "BLAS alone", 0.8),
@@ -25,6 +31,48 @@ GOALS = (
 )
 RECALL = 0.95
 FOUND_MS = 1000.0
+
+
+def measure_items(bench: Bench, wanted: Collection[str]) -> list[Row]:
+    found = run_json(bench, "benchmarks.item_models", *(["--quick"] if bench.quick else []))
+    _plot_growth(found["growth"], bench.folder if bench.quick else IMAGES)
+    return [row for row in item_rows(found) if row.goal.name in wanted]
+
+
+def item_rows(found: dict[str, Any]) -> list[Row]:
+    """Rows of what `benchmarks.item_models` printed; its own medians, so one figure a side.
+
+    River moves one user and one item an event; `isgd` is that work. The whole state (negatives,
+    co-visitation, popularity) is in the details, by event and by pair learned.
+    """
+    river, memory = found["river"], found["memory"]
+    speed = row_of(
+        ITEM_GOALS[0],
+        "events/s",
+        [1e6 / river["isgd_us"]],
+        [1e6 / river["river_us"]],
+        whole_state_us=river["state_us"],
+        river=river,
+        us_by_batch_size=found["batch_us"],
+        growth=found["growth"],
+    )
+    size = row_of(
+        ITEM_GOALS[1], "bytes", [memory["resident_bytes"]], [float(memory["raw_bytes"])], memory=memory
+    )
+    return [speed, size]
+
+
+def _plot_growth(growth: list[dict[str, float]], folder: Path) -> None:
+    names = {
+        "known_item_us": "known items",
+        "new_item_us": "new items",
+        "new_item_in_full_table_us": "new items in a full table",
+    }
+    lines = {
+        title: [(float(point["items"]), point[name]) for point in growth] for name, title in names.items()
+    }
+    path = folder / "growth_item_state.svg"
+    line_plot(path, "Learned item state, one event", "items", "µs of processor time", lines, log_x=True)
 
 
 def measure(bench: Bench, wanted: Collection[str]) -> list[Row]:

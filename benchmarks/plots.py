@@ -7,7 +7,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from xml.sax.saxutils import escape
 
-__all__ = ["line_plot"]
+__all__ = ["IMAGES", "line_plot"]
+
+IMAGES = Path(__file__).parent.parent / "docs" / "img"
 
 WIDTH, HEIGHT = 640, 360
 LEFT, RIGHT, TOP, BOTTOM = 78, 20, 40, 56

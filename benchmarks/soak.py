@@ -25,8 +25,7 @@ import numpy as np
 
 from benchmarks.answering import wait_ready
 from benchmarks.bench import Bench, open_bench
-from benchmarks.growth import IMAGES
-from benchmarks.plots import line_plot
+from benchmarks.plots import IMAGES, line_plot
 from benchmarks.ranker_model import VERSION, announce_random, publish_random
 from benchmarks.report import environment
 from benchmarks.workloads import START_MS, Record, Stream, item_name

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import msgspec
@@ -12,10 +13,12 @@ import pytest
 
 from benchmarks.__main__ import MEASUREMENTS, NAMES, run
 from benchmarks.bench import open_bench
+from benchmarks.estimate import costs, needs, needs_table
+from benchmarks.libraries import retrieval_rows
 from benchmarks.memory import raw_user_bytes
 from benchmarks.plots import line_plot
 from benchmarks.profile import function_table, parse
-from benchmarks.report import Goal, row_of, table
+from benchmarks.report import DOCUMENT, Goal, put_into, row_of, table
 from benchmarks.soak import Generations, slope_per_s
 from benchmarks.workloads import Stream
 from streams.events import Event
@@ -128,3 +131,65 @@ def test_rows_in_small_have_figures_that_belong_together(
         assert stored["reached"] == pytest.approx(stored["ours_median"] / stored["against_median"], rel=0.02)
         assert stored["environment"]["versions"]["numpy"]
         assert stored["met"] in (True, False)
+
+
+def test_the_estimate_multiplies_what_was_measured_and_leaves_out_what_was_not(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="--only learn"):
+        costs(tmp_path)
+    written = {"interactions": 100.0, "user-state": 1000.0}
+    learn = {"ours_median": 100_000.0, "details": {"written_bytes_an_event": written}}
+    (tmp_path / "learn.json").write_text(json.dumps(learn), "utf-8")
+    alone = needs(costs(tmp_path), 1_000_000.0, 1e8)
+    assert [row.need for row in alone] == [
+        "10 workers of one core",
+        "1,000 MB/s over all partitions",
+        "100 MB/s",
+    ]
+    items = {"details": {"whole_state_us": 2.0}}
+    (tmp_path / "items.json").write_text(json.dumps(items), "utf-8")
+    (tmp_path / "memory_item.json").write_text(json.dumps({"ours_median": 1000.0}), "utf-8")
+    text = needs_table(needs(costs(tmp_path), 1_000_000.0, 1e8))
+    assert "| applying the log, in every worker | 2.0 cores | 500,000 events/s" in text
+    assert "| item state, in every worker | 100 GB | 256,000,000 items" in text
+
+
+def test_a_table_is_put_between_its_marks(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text("before\n<!-- table -->\nold\n<!-- /table -->\nafter\n", "utf-8")
+    put_into(page, "table", "| new |")
+    put_into(page, "table", "| newer |\n")
+    assert page.read_text("utf-8") == "before\n<!-- table -->\n| newer |\n<!-- /table -->\nafter\n"
+    with pytest.raises(ValueError, match="no marks"):
+        put_into(page, "profile", "x")
+
+
+def test_the_page_has_a_place_for_each_table() -> None:
+    text = DOCUMENT.read_text("utf-8")
+    for name in ("table", "profile learn", "profile lists", "profile ranker", "estimate"):
+        assert f"<!-- {name} -->\n" in text
+        assert f"<!-- /{name} -->" in text
+
+
+def test_scripts_that_print_json_become_rows() -> None:
+    near = {
+        "recall_at_100": 0.96,
+        "exact_ms": 20.0,
+        "approximate_ms": {"p50": 0.5},
+        "moved_item_found_ms": 2.0,
+    }
+    found = {
+        "items": 10, "dimension": 4, "rounds": 5, "seed": 1,
+        "exact": {
+            "single_ms": {"top_k": 10.0, "sgemv": 9.0, "sum": 12.0},
+            "batch_ms": {"top_k": 100.0, "sgemm_whole": 60.0, "sgemm_1024": 50.0},
+        },
+        "approximate": near,
+        "approximate_gaussian": near,
+    }  # fmt: skip
+    single, batch, approximate = retrieval_rows(found)
+    assert (single.reached, single.met) == (pytest.approx(0.9), True)
+    assert (batch.reached, batch.met) == (pytest.approx(0.5), False)
+    assert (approximate.reached, approximate.met) == (pytest.approx(40.0), True)
+    forgetful = retrieval_rows({**found, "approximate": {**near, "recall_at_100": 0.9}})[2]
+    assert forgetful.reached > 20
+    assert forgetful.met is False

@@ -45,22 +45,25 @@ def _hash_slot(key: int, mask: int) -> int:
 
 
 @kernel
-def _find(pool: RowPool, row: int, key: int) -> int:
-    """Position of key in the row's block, or -1 - (index slot where it belongs). Needs capacity > 0."""
-    start, capacity = pool.start[row], np.int64(pool.capacity[row])
-    if capacity <= UNINDEXED:
-        keys, found = pool.keys[start : start + pool.length[row]], np.int32(0)
-        for position in range(keys.shape[0]):
-            found += np.int32(position + 1) if keys[position] == key else np.int32(0)
-        return np.int64(found) - 1
-    base = 2 * (start + capacity)
-    mask = 2 * np.int64(pool.capacity[row]) - 1
+def _scan(keys: Ints, start: int, length: int, key: int) -> int:
+    """Position of key among `length` keys, or -1: the sum of all matching positions, without a branch."""
+    found, wanted, first = np.int32(0), np.int32(key), np.uint64(start)
+    for position in range(np.int32(length)):
+        here = keys[first + np.uint64(position)] == wanted
+        found += np.int32(position + 1) if here else np.int32(0)
+    return np.int64(found) - 1
+
+
+@kernel
+def _probe(keys: Ints, slots: NDArray[np.int16], start: int, capacity: int, key: int) -> int:
+    """Position of key in a block with an index, or -1 - (index slot where it belongs)."""
+    base, mask = 2 * (start + capacity), 2 * capacity - 1
     slot = _hash_slot(key, mask)
     while True:
-        position = np.int64(pool.slots[base + slot])
+        position = np.int64(slots[base + slot])
         if position < 0:
             return -1 - slot
-        if pool.keys[pool.start[row] + position] == key:
+        if keys[start + position] == key:
             return position
         slot = (slot + 1) & mask
 
@@ -70,12 +73,11 @@ def _reindex(pool: RowPool, row: int) -> None:
     start, capacity = pool.start[row], np.int64(pool.capacity[row])
     if capacity <= UNINDEXED:
         return
-    base = 2 * (start + capacity)
+    keys, slots, base = pool.keys, pool.slots, 2 * (start + capacity)
     for slot in range(base, base + 2 * capacity):
-        pool.slots[slot] = -1
+        slots[slot] = -1
     for position in range(pool.length[row]):
-        slot = -1 - _find(pool, row, pool.keys[start + position])
-        pool.slots[base + slot] = position
+        slots[base - 1 - _probe(keys, slots, start, capacity, keys[start + position])] = position
 
 
 @kernel
@@ -85,10 +87,10 @@ def _block_slots(capacity: int) -> int:
 
 @kernel
 def _next_capacity(capacity: int, row_capacity: int) -> int:
-    """About a quarter more, in steps of 4 or of multiples of 8; powers of two where there is an index."""
+    """About a quarter more, in steps of multiples of 8; powers of two where there is an index."""
     if capacity == 0:
         return SMALLEST_BLOCK
-    grown = capacity + max(4, (capacity >> 2) & ~7) if capacity < UNINDEXED else 2 * capacity
+    grown = capacity + max(8, (capacity >> 2) & ~7) if capacity < UNINDEXED else 2 * capacity
     return min(grown, UNINDEXED if capacity < UNINDEXED else row_capacity, row_capacity)
 
 
@@ -164,33 +166,48 @@ def _keep(pool: RowPool, row: int, stays: NDArray[np.uint8]) -> None:
 def _prune(pool: RowPool, row: int) -> None:
     """Keep the heavier half of a full row, in its order; among equals the older entries stay."""
     start, length = pool.start[row], np.int64(pool.length[row])
+    keep, values = length // 2, pool.values[start : start + length]
+    least = np.partition(values, length - keep)[length - keep]
+    equals = keep - (values > least).sum()  # of those, so many may stay
     stays = np.zeros(length, dtype=np.uint8)
-    for position in np.argsort(-pool.values[start : start + length], kind="mergesort")[: length // 2]:
-        stays[position] = pool.capacity[pool.keys[start + position]] != FORGOTTEN
+    for position in range(length):
+        stays[position] = values[position] > least or (values[position] == least and equals > 0)
+        equals -= values[position] == least
+        if pool.capacity[pool.keys[start + position]] == FORGOTTEN:
+            stays[position] = 0
     _keep(pool, row, stays)
 
 
 @kernel
-def _add(pool: RowPool, row: int, key: int, amount: float, row_capacity: int) -> None:
-    if pool.capacity[row] == 0:
+def _make_room(pool: RowPool, row: int, row_capacity: int) -> None:
+    if pool.capacity[row] < row_capacity:
         _grow(pool, row, row_capacity)
-    found = _find(pool, row, key)
-    if found < 0 and pool.length[row] == pool.capacity[row]:
-        if pool.capacity[row] < row_capacity:
-            _grow(pool, row, row_capacity)
-        else:
-            _prune(pool, row)
-        found = _find(pool, row, key)
-    start = pool.start[row]
+    else:
+        _prune(pool, row)
+
+
+@kernel
+def _add(
+    row: int, key: int, amount: float, start: Longs, length: Ints, capacity: Ints, keys: Ints, values: Floats,
+    slots: NDArray[np.int16],
+) -> bool:  # fmt: skip
+    """Add to the weight of a row's key, which may be new; False when it is, and the row is full."""
+    first, used, room = start[row], np.int64(length[row]), np.int64(capacity[row])
+    if room <= UNINDEXED:
+        found = _scan(keys, first, used, key)
+    else:
+        found = _probe(keys, slots, first, room, key)
     if found >= 0:
-        pool.values[start + found] += np.float32(amount)
-        return
-    position, capacity = pool.length[row], np.int64(pool.capacity[row])
-    if capacity > UNINDEXED:
-        pool.slots[2 * (start + capacity) + (-1 - found)] = position
-    pool.keys[start + position] = key
-    pool.values[start + position] = np.float32(amount)
-    pool.length[row] = position + 1
+        values[first + found] += np.float32(amount)
+        return True
+    if used == room:
+        return False
+    if room > UNINDEXED:
+        slots[2 * (first + room) - 1 - found] = used
+    keys[first + used] = key
+    values[first + used] = np.float32(amount)
+    length[row] = used + 1
+    return True
 
 
 @kernel
@@ -258,8 +275,14 @@ def covisitation_learn(
     earlier when the pool needs room."""
     window = min(window, recent.shape[1])
     needed = most_slots(window, row_capacity)
+    start, length, capacity = (
+        pool.start,
+        pool.length,
+        pool.capacity,
+    )  # read within the loop, a tuple costs more
+    keys, values, slots, marks = pool.keys, pool.values, pool.slots, pool.marks
     for event in range(first, last):
-        if pool.marks[0] + needed > pool.keys.shape[0]:
+        if marks[0] + needed > keys.shape[0]:
             return event, changed
         while changed < changes.shape[0] and changes[changed, 0] == event:
             kind, row = changes[changed, 1], changes[changed, 2]
@@ -278,9 +301,15 @@ def covisitation_learn(
         for gap in range(window):
             source = recent[event, gap]
             if source >= 0 and source != target:
-                _add(pool, source, target, amount, row_capacity)
-                if backward_weight > 0.0:
-                    _add(pool, target, source, amount * backward_weight, row_capacity)
+                if not _add(source, target, amount, start, length, capacity, keys, values, slots):
+                    _make_room(pool, source, row_capacity)
+                    _add(source, target, amount, start, length, capacity, keys, values, slots)
+                back = amount * backward_weight
+                if backward_weight > 0.0 and not _add(
+                    target, source, back, start, length, capacity, keys, values, slots
+                ):
+                    _make_room(pool, target, row_capacity)
+                    _add(target, source, back, start, length, capacity, keys, values, slots)
             amount *= gap_decay
         count[target] += abs(weight[event]) * growth
         mass = count[target] + shrinkage * growth
@@ -296,16 +325,21 @@ def covisitation_score(
     query_length: int, query_decay: float, out: Floats,
 ) -> None:  # fmt: skip
     """Scores of given rows, the same arithmetic in the same order as `covisitation_retrieve`."""
+    start, length, capacity = pool.start, pool.length, pool.capacity
+    keys, values, slots = pool.keys, pool.values, pool.slots
     for user in range(recent.shape[0]):
         decay = 1.0
         for position in range(min(query_length, recent.shape[1])):
             source = recent[user, position]
-            if source >= 0 and source < source_norm.shape[0] and pool.length[source] > 0:
-                part = np.float32(decay) * source_norm[source]
+            if source >= 0 and source < source_norm.shape[0] and length[source] > 0:
+                part, first = np.float32(decay) * source_norm[source], start[source]
                 for column in range(candidates.shape[1]):
-                    found = _find(pool, source, candidates[user, column])
+                    if capacity[source] <= UNINDEXED:
+                        found = _scan(keys, first, length[source], candidates[user, column])
+                    else:
+                        found = _probe(keys, slots, first, capacity[source], candidates[user, column])
                     if found >= 0:
-                        out[user, column] += part * pool.values[pool.start[source] + found]
+                        out[user, column] += part * values[first + found]
             decay *= query_decay
         for column in range(candidates.shape[1]):
             key = candidates[user, column]

@@ -78,6 +78,7 @@ class ISGD(OnlineRanker):
         self.negatives = negatives
         self.start_scale = start_scale
         self.factors = FactorTable(dimension, seed, start_scale)
+        self._no_vectors = np.empty((0, dimension), dtype=np.float32)
         self._mask = np.zeros(0, dtype=np.float32)
         self._users: dict[str, NDArray[np.float32]] = {}
 
@@ -139,9 +140,11 @@ class ISGD(OnlineRanker):
     ) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
         """Changes that the kernel must follow event by event, and start vectors float32[given, d] for them;
         none where rows are only added to the table."""
+        if not len(changes):
+            return changes, self._no_vectors
         given = changes[:, 1] == kernels.GIVEN
         if given.all() and (changes[:, 2] >= len(self.factors)).all():
-            return changes[:0], np.empty((0, self.dimension), dtype=np.float32)
+            return changes[:0], self._no_vectors
         ids = [batch.item_ids[index] for index in changes[given, 3].tolist()]
         return changes, self.factors.start_vectors(ids)
 

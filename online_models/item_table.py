@@ -89,11 +89,11 @@ class ItemTable:
         one later in the same batch is still unknown), so that cutting the log into other batches changes
         nothing. Raises ValueError when rows are named by a state of the table that is still to come.
         """
-        epochs = batch.epochs()
-        self._require_past(epochs)
-        row_of_index = self.rows(batch.item_ids)
-        new = 0
-        if len(row_of_index) and int(row_of_index.min()) < 0:
+        epochs, get = batch.epochs(), self._row_of.get
+        self._require_past(batch.table_epoch, epochs)
+        found = [get(item_id, UNKNOWN) for item_id in batch.item_ids]
+        row_of_index, new = np.array(found, dtype=np.int32), 0
+        if UNKNOWN in found:
             new = int(np.count_nonzero(row_of_index[batch.item] < 0))
             new = len(batch) if new and self._is_nearly_full(len(batch)) else new
         if new:
@@ -163,8 +163,10 @@ class ItemTable:
         table._changed = [np.arange(len(ids), dtype=np.int32)]
         return table
 
-    def _require_past(self, epochs: NDArray[np.int64]) -> None:
+    def _require_past(self, named: int | NDArray[np.int64], epochs: NDArray[np.int64]) -> None:
         """Raises ValueError for an epoch that can't have been reached: an event gives one row at most."""
+        if isinstance(named, int) and named <= self.epoch:
+            return
         early = np.flatnonzero(epochs > np.arange(self.epoch, self.epoch + len(epochs)))
         if len(early):
             raise ValueError(

@@ -166,11 +166,11 @@ def take_row(
 
 
 @kernel
-def _mention(value: int, row_of_index: Ints, lists: RowLists, epoch: int) -> int:
+def _mention(value: int, row_of_index: Ints, given: Longs, rows: int, epoch: int) -> int:
     if value >= 0:
         return row_of_index[value]
     row = -value - 2
-    return row if 0 <= row < lists.marks[ROWS] and lists.given[row] < epoch else -1
+    return row if 0 <= row < rows and given[row] < epoch else -1
 
 
 @kernel
@@ -184,7 +184,7 @@ def resolve(
     row_of_index int32[ids] and index_of_row int32[rows] are moved on with the table. Shapes as in
     `LearningBatch`; changes int32[5 x new items, 4].
     """
-    marks, n = lists.marks, 0
+    marks, given, n = lists.marks, lists.given, 0  # read within the loops, a tuple costs more
     for event in range(item.shape[0]):
         index, epoch = item[event], epochs[event]
         row = row_of_index[index]
@@ -198,10 +198,13 @@ def resolve(
             _unlink(lists, row)
             append_row(lists, row)
         out_item[event] = row
+        rows = marks[ROWS]
         for position in range(recent.shape[1]):
-            out_recent[event, position] = _mention(recent[event, position], row_of_index, lists, epoch)
+            out_recent[event, position] = _mention(recent[event, position], row_of_index, given, rows, epoch)
         for position in range(negatives.shape[1]):
-            out_negatives[event, position] = _mention(negatives[event, position], row_of_index, lists, epoch)
+            out_negatives[event, position] = _mention(
+                negatives[event, position], row_of_index, given, rows, epoch
+            )
     return n
 
 

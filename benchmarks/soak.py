@@ -182,18 +182,26 @@ def _plot(result: dict[str, Any], path: Path) -> None:
 @click.option("--users", default=20_000, show_default=True, help="Active at a time.")
 @click.option("--items", default=20_000, show_default=True, help="Active at a time; the table's bound too.")
 @click.option("--stay", default=50_000, show_default=True, help="Events until half of both are new.")
-@click.option(
-    "--bound", "bounds", multiple=True, help="Setting as SECTION__KEY=VALUE, such as a table's size."
-)
+@click.option("--lists", is_flag=True, help="Answer every event too, from online scores.")
+@click.option("--bound", "bounds", multiple=True, help="SECTION__KEY=VALUE: a further bound.")
 @click.option("--json", "path", type=click.Path(path_type=Path), help="Write the result here too.")
 @click.option("--quick", is_flag=True, help="A fiftieth of it.")
 def main(
-    events: int, users: int, items: int, stay: int, bounds: tuple[str, ...], path: Path | None, quick: bool
+    events: int,
+    users: int,
+    items: int,
+    stay: int,
+    lists: bool,
+    bounds: tuple[str, ...],
+    path: Path | None,
+    quick: bool,
 ) -> None:
     """Soak one worker, then put one under backpressure; print what their own reports say."""
     if quick:
         events, users, items, stay = events // 50, users // 20, items // 20, stay // 20
     events -= events % stay
+    if lists:
+        bounds = ("TRIGGER__EVENTS=true", *bounds)
     set_bounds = {"MODELS__MAX_ITEMS": str(items)} | dict(bound.split("=", 1) for bound in bounds)
     about = environment(1, quick)
     with open_bench(quick=quick) as bench:

@@ -716,7 +716,7 @@ def encode(
         n_dedupe = users.small[row, COUNT + DEDUPE] if whole[k] else users.small[row, TAIL + DEDUPE]
         worst_ids = n_recent + n_seen + users.last_list.shape[1]
         worst = 512 + 4 * users.factor.shape[1] + worst_ids * (MAX_ID_BYTES + 2) + 16 * (n_recent + n_dedupe)
-        if at + worst + min(n_recent, 256) * (MAX_ID_BYTES + 4) > len(out):
+        if at + worst + kinds.counts[END] + 3 * kinds.counts[NEXT] > len(out):
             return k
         stamps[0] += 1
         stamp = stamps[0]
@@ -844,6 +844,15 @@ def _take_big(data: Bytes, at: int, size: int) -> int:
 
 
 @kernel
+def _all_below(data: Bytes, at: int, n: int, width: int, limit: int) -> bool:
+    """Whether `n` indices of `width` bytes each lead into a table of `limit` entries."""
+    for k in range(n):  # noqa: SIM110  # numba takes no generators
+        if np.int64(_take(data, at + width * k, width)) >= limit:
+            return False
+    return True
+
+
+@kernel
 def _sections(data: Bytes, start: int, end: int, width: int, at: Longs, size: Longs) -> bool:
     """Where the parts of a record begin and how long they are; False when it is not a record that `encode`
     wrote. Numbers have size 8; part 5 is the table of type names, its size the number of names."""
@@ -884,7 +893,10 @@ def _sections(data: Bytes, start: int, end: int, width: int, at: Longs, size: Lo
     seen = np.int64(_take_big(data, at[9], 8))
     total = 0
     for k in range(ids):
-        total += np.int64(_take(data, at[7] + 2 * k, 2))
+        length = np.int64(_take(data, at[7] + 2 * k, 2))
+        if length == 0 or length > MAX_ID_BYTES:
+            return False
+        total += length
     return (
         here == end
         and size[4] == 4 * width
@@ -897,6 +909,26 @@ def _sections(data: Bytes, start: int, end: int, width: int, at: Longs, size: Lo
         and size[13] == size[14]
         and size[13] % 8 == 0
         and size[15] % 2 == 0
+        and _all_below(data, at[6], recent, 1, size[5])
+        and _all_below(data, at[10], recent, 2, ids)
+        and _all_below(data, at[15], size[15] // 2, 2, ids)
+    )
+
+
+@kernel
+def _kinds_fit(kinds: Ids, data: Bytes, at: int, n: int) -> bool:
+    """Whether there are codes, and room, for those of a record's `n` type names that are not known yet."""
+    new = n_bytes = 0
+    for _ in range(n):
+        length = np.int64(_take_big(data, at + 1, 2))
+        if find(kinds, data, at + 3, length, hash_bytes(data, at + 3, length)) < 0:
+            new += 1
+            n_bytes += length
+        at += 3 + length
+    return (
+        kinds.counts[NEXT] + new <= min(256, len(kinds.start))
+        and kinds.counts[END] + n_bytes <= len(kinds.arena)
+        and 4 * (kinds.counts[LIVE] + kinds.counts[DEAD_SLOTS] + new) <= 3 * len(kinds.slots)
     )
 
 
@@ -921,7 +953,7 @@ def load(
             return k
         if 4 * (items.counts[LIVE] + items.counts[DEAD_SLOTS] + n_ids) > 3 * len(items.slots):
             return k
-        if kinds.counts[NEXT] + size[5] > 255:
+        if not _kinds_fit(kinds, data, at[5], size[5]):
             return k
         start, length = key_starts[k], key_ends[k] - key_starts[k]
         hashed = user_hash(hash_bytes(data, start, length), partition)

@@ -33,6 +33,8 @@ OUT_BYTES = 4 << 20
 """Records are encoded into a buffer of this size, part by part."""
 EVICTED_AT_ONCE = 32
 """When a partition holds too many users, one in so many goes, the idlest: then there is room for a while."""
+MOST_KINDS = 256
+"""Event types that a table can hold: their codes are bytes."""
 ITEM_GARBAGE = 65_536
 """Item codes are looked through for unused ones when this many, and as many as are in use, have been
 added."""
@@ -62,7 +64,7 @@ class UserTable:
         self._ids = IdTable()
         self.items = IdTable()
         self.kinds = IdTable()
-        self.kinds.reserve(256, 256 * kernels.MAX_ID_BYTES)
+        self.kinds.reserve(MOST_KINDS, 0)
         self.kinds.codes_of([kind.encode() for kind in kinds], ensure=True)
         self._columns: dict[str, npt.NDArray[Any]] = {
             "long": np.zeros((0, 8), np.int64),
@@ -181,6 +183,7 @@ class UserTable:
                 self._explain(pairs[done][0], records)
             stuck = done
             self.items.reserve(20_000, max(1 << 20, int(lengths[done, 1])))
+            self.kinds.reserve(MOST_KINDS, int(lengths[done, 1]))
             self.make_room()
             done = kernels.load(
                 data, starts[:, 1], ends[:, 1], starts[:, 0], ends[:, 0], cold, records.partition,
@@ -193,7 +196,8 @@ class UserTable:
         raise ChangelogError(
             f"user-state[{records.partition}], key {key[:80]!r}: a record that this version can't take: a "
             f"factor of {len(user.factor)} numbers (here {self._columns['factor'].shape[1]}), "
-            f"{len(self.kinds)} event types (at most 255). Were [models.factors] or the event types changed?"
+            f"{len(self.kinds)} event types before it (at most {MOST_KINDS}), or bytes that no worker writes. "
+            "Were [models.factors] or the event types changed? Only workers may write this topic; see its ACLs."
         )
 
     def drain_touched(self) -> Iterator[tuple[int, list[bytes], list[bytes | None]]]:
@@ -210,7 +214,7 @@ class UserTable:
         small[rows, TURN] = 0
         order = np.argsort(small[rows, PARTITION], kind="stable")
         rows = rows[order]
-        cold = small[rows, TAIL + DEDUPE] >= min(TAIL_ENTRIES, self._caps.recent)
+        cold = small[rows, TAIL : TAIL + 3].max(axis=1) >= min(TAIL_ENTRIES, self._caps.recent)
         chosen = np.repeat(rows, 1 + cold)
         whole = np.zeros(len(chosen), np.uint8)
         whole[np.cumsum(1 + cold)[cold] - 2] = 1
@@ -256,6 +260,8 @@ class UserTable:
     def gather(self, rows: Int32, row_of: Int32, length: int) -> Gathered:
         """What lists need of the users in `rows`; `row_of` leads from item codes to the item table's rows."""
         n = len(rows)
+        if (missing := self.items.codes - len(row_of)) > 0:  # restored since the map was made: no rows yet
+            row_of = np.concatenate((row_of, np.full(missing, -1, np.int32)))
         total = int(self.users.small[rows, COUNT + SEEN].sum())
         found = Gathered(
             recent=np.empty((n, length), np.int32),

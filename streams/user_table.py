@@ -196,8 +196,8 @@ class UserTable:
         raise ChangelogError(
             f"user-state[{records.partition}], key {key[:80]!r}: a record that this version can't take: a "
             f"factor of {len(user.factor)} numbers (here {self._columns['factor'].shape[1]}), "
-            f"{len(self.kinds)} event types before it (at most {MOST_KINDS}), or bytes that no worker writes. "
-            "Were [models.factors] or the event types changed? Only workers may write this topic; see its ACLs."
+            f"{len(self.kinds)} event types before it (at most {MOST_KINDS}), or bytes that no worker "
+            "writes. Were [models.factors] or the event types changed? See the topic's ACLs."
         )
 
     def drain_touched(self) -> Iterator[tuple[int, list[bytes], list[bytes | None]]]:

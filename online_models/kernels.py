@@ -352,7 +352,8 @@ def isgd_step(
 
     row of the event's item (-1 = it has none yet), vector float32[d] its factor or start vector, event_hash
     uint64, item_factors float32[items, d] (not changed), factor_inout float32[d] the user's factor, drawn_out
-    int32[m] the rows of the negatives, -1 where none was drawn.
+    int32[m] the rows of the negatives, -1 where none was drawn. A freed row is all zeros: drawn, it only
+    shrinks the user's factor a little, and the replicas take it for unknown.
     """
     rate = _rate(weight, learning_rate)
     known = np.uint64(item_factors.shape[0])

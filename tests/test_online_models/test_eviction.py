@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from online_models import ItemState, ItemTable, LearningBatch, ModelSettings
+from online_models.covisitation_kernels import UNINDEXED
 from online_models.settings import CoVisitationSettings, FactorSettings, PopularitySettings
 from online_models.table_kernels import FREED, SPARE
 
@@ -264,3 +265,57 @@ def test_a_full_table_takes_no_item_outside_the_log() -> None:
     with pytest.raises(ValueError, match="2 items fill a table of 2"):
         table.ensure(["c"])
     assert table.ensure(["b"]).tolist() == [1]
+
+
+def test_long_rows_follow_the_equations_while_items_come_and_go() -> None:
+    """One item meets hundreds: its row has an index, and is swept of those that lose their rows."""
+    n, items, max_items = 1500, 900, 400
+    log, state, dense = make_log(n, items, drift=0.6), ItemState(msgspec.structs.replace(
+        bounded(max_items), covisitation=CoVisitationSettings(row_capacity=512, window=4)
+    )), Dense(max_items)  # fmt: skip
+    log.item[::5] = items - 1
+    log.recent[1::2, 0] = items - 1
+    for start in range(0, n, 100):
+        state.apply(log.slice(start, start + 100))
+        state = ItemState.from_bytes(state.settings, state.to_bytes()) if start % 300 == 0 else state
+    for event in range(n):
+        recent = [log.item_ids[index] for index in log.recent[event].tolist() if index >= 0]
+        dense.learn(log.item_ids[log.item[event]], recent, float(log.weight[event]))
+    ids = list(dense.used)
+    hub, rows = state.items.row(log.item_ids[-1]), state.items.rows(ids)
+    assert state.covisitation._pool.length[hub] > 200
+    assert state.evictions == dense.evictions > 200
+    scores = state.covisitation.score(np.array([[hub]], dtype=np.int32), rows[None, :])[0]
+    name = log.item_ids[-1]
+    expected = [dense.together[name, b] / (dense.weight[name] ** 0.5 * dense.weight[b] ** 0.25) for b in ids]
+    assert scores == pytest.approx(np.array(expected), rel=1e-4, abs=1e-6)
+
+
+@given(max_items=st.integers(5, 200), seed=st.integers(0, 50), n=st.integers(0, 900))
+@settings(max_examples=25, deadline=None)
+def test_the_pool_knows_its_blocks_and_wastes_little(max_items: int, seed: int, n: int) -> None:
+    state = ItemState(bounded(max_items))
+    state.apply(make_log(n, 250, seed, drift=0.4))
+    pool, rows = state.covisitation._pool, len(state.items)
+    top, unused, source, to = pool.marks.tolist()
+    sizes = [1 + c + (c if c > UNINDEXED else 0) for c in pool.capacity[:rows].tolist() if c > 0]
+    assert top == sum(sizes) + unused + (source - to if source >= 0 else 0)
+    held = [row for row in range(rows) if pool.capacity[row] > 0]
+    assert pool.keys[pool.start[held] - 1].tolist() == held
+    assert top <= 1.3 * sum(sizes) + 600
+
+
+def test_memory_of_an_item_stays_near_its_raw_arrays() -> None:
+    """64 factors and 50 neighbours an item: 4 bytes a factor, 8 a neighbour, 32 of counts."""
+    n = 3000
+    state = ItemState(msgspec.structs.replace(ModelSettings(), factors=FactorSettings(dimension=64)))
+    for lap in range(-1, 5):
+        log = make_log(n, n)
+        log.item_ids, log.item = [f"i{k}" for k in range(n)], np.arange(n, dtype=np.int32)
+        behind = 5 * lap + np.arange(1, 6)
+        log.recent = ((log.item[:, None] - behind) % n if lap >= 0 else np.full((n, 5), -1)).astype(np.int32)
+        log.user_before = log.user_after = np.zeros((n, 64), dtype=np.float32)
+        state.apply(log)
+    assert state.to_arrays()["covisitation.lengths"].tolist() == [50] * n
+    lists = 2 * 4 * 4096  # of the most popular: they do not grow with the items
+    assert sum(state.nbytes().values()) - lists <= 1.5 * n * (4 * 64 + 8 * 50 + 32)

@@ -121,7 +121,7 @@ class Catalogue:
 
     def category_mask(self, wanted: frozenset[str]) -> Bool:
         """bool[rows]: in at least one of the wanted categories. A view, amended by later calls."""
-        mask = self._in_categories.pop(wanted, None) or _Mask()
+        mask = self._in_categories.pop(wanted, _Mask())
         self._in_categories[wanted] = mask
         if len(self._in_categories) > MAX_CATEGORY_MASKS:
             del self._in_categories[next(iter(self._in_categories))]
@@ -147,11 +147,15 @@ class Catalogue:
             self._tell(rows)
 
     def _amend(self, rows: Int32, now_ms: int) -> None:
-        for row in rows.tolist():
+        for row in rows[rows < self._known_rows()].tolist():
             item_id = self.items.ids[row]
             self._servable.put(row, self._may_serve(item_id, now_ms))
             for wanted, mask in self._in_categories.items():
                 mask.put(row, self.in_categories(item_id, wanted))
+
+    def _known_rows(self) -> int:
+        """Rows beyond are looked at when a mask grows over them."""
+        return max([len(self._servable), *map(len, self._in_categories.values())])
 
     def _tell(self, rows: Int32 | None) -> None:
         for watcher in self._watchers:
@@ -164,6 +168,9 @@ class _Mask:
     def __init__(self) -> None:
         self._values = np.zeros(0, dtype=np.bool_)
         self._known = 0
+
+    def __len__(self) -> int:
+        return self._known
 
     def grown(self, ids: Sequence[str], holds: Callable[[str], bool]) -> Bool:
         rows = len(ids)

@@ -54,7 +54,7 @@ class QueryBatch:
     requests: Mapping[int, Query] | None = None
     """What the columns can't say, by position: `categories`, `exclude` and `candidates` (with which the
     column `blocked` counts for nothing). `recent`, where it is not empty, stands in place of the column's,
-    `seen` comes to what is blocked; `factor` and `count` are the columns'."""
+    `seen` comes to what is blocked; `seen_count`, `factor` and `count` are the columns'."""
 
     def __len__(self) -> int:
         return len(self.count)

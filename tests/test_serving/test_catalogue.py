@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from online_models.item_table import ItemTable
 from serving.catalogue import MAX_CATEGORY_MASKS, MAX_TITLE_CHARS, Catalogue, CatalogueEntry
 
@@ -82,6 +84,30 @@ def test_another_item_table_after_a_snapshot() -> None:
         False,
         True,
     ]
+
+
+def test_rows_that_change_hands_are_looked_at_anew() -> None:
+    items = ItemTable(["a", "b"])
+    catalogue = Catalogue(items)
+    told: list[list[int] | None] = []
+    catalogue.watch(lambda rows: told.append(None if rows is None else rows.tolist()))
+    catalogue.put("b", CatalogueEntry(categories=("news",)), 0)
+    catalogue.put("hidden", CatalogueEntry(is_hidden=True), 0)
+    assert catalogue.mask(0).tolist() == [True, True]
+    assert catalogue.category_mask(NEWS).tolist() == [False, True]
+    items.ids[0], items.ids[1] = "hidden", ""  # as eviction does
+    catalogue.rows_changed(np.array([0, 1, 5], dtype=np.int32), 0)
+    assert catalogue.mask(0).tolist() == [False, False]
+    assert catalogue.category_mask(NEWS).tolist() == [False, False]
+    catalogue.bind(ItemTable(["b"]), 0)
+    assert catalogue.mask(0).tolist() == [True]
+    assert told == [[1], [0, 1, 5], None]
+
+
+def test_a_freed_row_is_never_served() -> None:
+    items = ItemTable(["a"])
+    items.ids[0] = ""
+    assert Catalogue(items).mask(0).tolist() == [False]
 
 
 def test_titles_fall_back_to_the_id_and_are_cut() -> None:

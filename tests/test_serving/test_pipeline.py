@@ -12,10 +12,11 @@ from hypothesis import strategies as st
 
 from online_models.settings import FactorSettings, ModelSettings
 from serving.catalogue import Catalogue, CatalogueEntry
+from serving.explanations import ranked_list
 from serving.pipeline import Pipeline
-from serving.query import Query
+from serving.query import Query, QueryBatch, RankedList
 from serving.settings import ServingSettings
-from tests.test_serving.pipeline_cases import SERVING, World, learned, queries, worlds
+from tests.test_serving.pipeline_cases import ITEMS, SERVING, World, learned, queries, worlds
 from tests.test_serving.ranker_cases import edited, item_name, markov_ranker, markov_version, successor
 
 FEW = settings(max_examples=60, deadline=None)
@@ -77,6 +78,43 @@ def test_no_factor_scan_leaves_lists_as_long(world: World, query: Query) -> None
     unscanned = world.pipeline(ServingSettings(factor_scan_items=0)).recommend([query])[0]
     assert len(scanned.items) == len(unscanned.items)
     assert all("factors" not in item.sources for item in unscanned.items)
+
+
+@given(world=worlds(), asked=st.lists(queries, min_size=2, max_size=6), cells=st.integers(1, 300))
+@FEW
+def test_parts_give_what_the_whole_gives(world: World, asked: list[Query], cells: int) -> None:
+    pipeline = world.pipeline()
+    whole = pipeline.recommend(asked)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("serving.pipeline.MAX_CELLS", cells)
+        assert pipeline.recommend(asked) == whole
+
+
+@given(world=worlds(), query=queries, later=st.integers(0, ITEMS - 1))
+@FEW
+def test_a_request_adds_to_its_users_columns(world: World, query: Query, later: int) -> None:
+    """Columns of the user, and what the request says as strings: the same list as from one query."""
+    pipeline, items = world.pipeline(), world.state.items
+    query = replace(query, count=2 * ITEMS)
+    batch = QueryBatch.of([query], items, pipeline.history_length)
+    special = Query((), (), NOBODY, 0, query.categories, query.exclude, query.candidates)
+    from_both = replace(batch, requests={0: special})
+    assert ranked_lists(pipeline, from_both) == pipeline.recommend([query])
+    session = Query([f"i{later}"], {f"i{later}"}, NOBODY, 0, query.categories)
+    seen_too = replace(
+        query, recent=[f"i{later}"], seen={*query.seen, f"i{later}"}, exclude=(), candidates=None
+    )
+    got = ranked_lists(pipeline, replace(batch, requests={0: session}))[0]
+    wanted = pipeline.recommend([seen_too])[0]
+    assert {item.item_id for item in got.items} == {item.item_id for item in wanted.items}
+    assert [item.because for item in got.items if item.kind == "covisitation"] == [
+        item.because for item in wanted.items if item.kind == "covisitation"
+    ]
+
+
+def ranked_lists(pipeline: Pipeline, batch: QueryBatch) -> list[RankedList]:
+    ranked = pipeline.recommend_batch(batch)
+    return [ranked_list(ranked, n, pipeline.items.items, pipeline.catalogue) for n in range(len(batch))]
 
 
 def test_no_queries_no_lists() -> None:
@@ -157,6 +195,35 @@ class TestRanker:
         assert ranked.items == online.items
         pipeline.use(None)
         assert pipeline.recommend([query])[0] == online
+
+    def test_rows_that_change_hands_change_its_index(self) -> None:
+        pipeline = self.pipeline(1.0)
+        pipeline.use(markov_ranker())
+        query = Query([item_name(3)], {item_name(3)}, NOBODY, 1)
+        assert pipeline.recommend([query])[0].items[0].item_id == successor(item_name(3))
+        items = pipeline.items.items
+        row, other = items.row(successor(item_name(3))), items.row("new")
+        items.ids[row], items.ids[other] = "never seen", successor(item_name(3))
+        pipeline.rows_changed(np.array([row, other], dtype=np.int32))
+        assert pipeline.recommend([query])[0].items[0].item_id == successor(item_name(3))
+        assert pipeline.recommend_batch(QueryBatch.of([query], items, 50)).rows[0, 0] == other
+
+    def test_its_history_is_as_long_as_it_asks(self) -> None:
+        pipeline = self.pipeline(1.0)
+        assert pipeline.history_length == pipeline.items.covisitation.query_length
+        pipeline.use(markov_ranker())
+        assert pipeline.history_length == markov_ranker().history_length > 10
+
+    def test_large_batches_are_scored_in_parts(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        pipeline = self.pipeline(1.0)
+        pipeline.use(markov_ranker())
+        asked = [Query([item_name(n)], {item_name(n)}, NOBODY, 5) for n in range(9)]
+        whole = pipeline.recommend(asked)
+        monkeypatch.setattr("serving.ranker.ranker.MAX_CELLS", 500)
+        for one, other in zip(pipeline.recommend(asked), whole, strict=True):
+            assert [item.item_id for item in one.items] == [item.item_id for item in other.items]
+            scores = [item.score for item in one.items]
+            np.testing.assert_allclose(scores, [item.score for item in other.items], rtol=1e-4)
 
     @pytest.mark.parametrize("weight", [0.0, 0.3])
     def test_its_weight_counts(self, weight: float) -> None:

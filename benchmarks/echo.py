@@ -33,7 +33,7 @@ def group_of(source: str) -> str:
 
 
 def main(source: str, target: str, values_file: str | None = None) -> None:
-    """Echo topic `source` to topic `target` until SIGTERM."""
+    """Echo topic `source` to topic `target` until SIGTERM; then say in how many transactions."""
     settings = load_settings()
     values = None
     if values_file is not None:
@@ -45,6 +45,7 @@ def main(source: str, target: str, values_file: str | None = None) -> None:
     consumer = make_consumer(consumer_config(settings, group=group_of(source)))
     consumer.subscribe([source])
     limit, poll_s = settings.worker.max_batch, settings.worker.poll_s
+    records = transactions = 0
     while not stop.is_set():
         batch = consumer.consume(1, poll_s)
         if batch and limit > 1:
@@ -54,7 +55,10 @@ def main(source: str, target: str, values_file: str | None = None) -> None:
             producer.begin_transaction()
             _produce(producer, target, batch, values)
             _commit(producer, consumer)
+            records += len(batch)
+            transactions += 1
     consumer.close()
+    print(json.dumps({"records": records, "transactions": transactions}), flush=True)
 
 
 def _is_record(message: Message) -> bool:

@@ -7,6 +7,7 @@ tenths are not counted: that much may wait in the client's queue (32 MiB) before
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
@@ -36,13 +37,16 @@ def measure(bench: Bench, wanted: Collection[str]) -> list[Row]:
     echo: list[float] = []
     faust: list[float] = []
     written: dict[str, float] = {}
+    sizes: dict[str, list[float]] = {"worker": [], "echo": []}
     for _ in range(bench.rounds):
         with bench.deployment(LEARN_ONLY) as deployment:
             deployment.fill(deployment.topic("events"), records)
             worker.append(drain_worker(bench, deployment, stream.count).per_s)
             written = written or _written(deployment, stream.count)
+            sizes["worker"].append(_records_a_transaction(deployment))
             if "learn" in wanted:
                 echo.append(drain_echo(bench, deployment, stream.count).per_s)
+                sizes["echo"].append(_echoed_a_transaction(deployment))
             if "faust" in wanted:
                 source = deployment.create("faust-in")
                 deployment.fill(source, peer_records)
@@ -51,8 +55,9 @@ def measure(bench: Bench, wanted: Collection[str]) -> list[Row]:
         "workload": stream.describe(),
         "value_bytes": _mean_bytes(records),
         "max_batch": 5000,
+        "written_bytes_an_event": written,
+        "records_a_transaction": sizes,
     }
-    about["written_bytes_an_event"] = written
     rows = []
     if echo:
         rows.append(row_of(GOALS[0], "events/s", worker, echo, **about))
@@ -102,6 +107,19 @@ def _drain_faust(bench: Bench, deployment: Deployment, source: str, total: int) 
     deployment.stop(child)
     deployment.remove(changelog)
     return rate
+
+
+def _records_a_transaction(deployment: Deployment) -> float:
+    """Of the worker, by its own reports; those on an empty topic are not counted."""
+    busy = [report for report in deployment.reports() if report.events]
+    transactions = sum(report.transactions for report in busy)
+    return round(sum(report.events for report in busy) / max(1, transactions), 1)
+
+
+def _echoed_a_transaction(deployment: Deployment) -> float:
+    last = (deployment.folder / "echo.log").read_text("utf-8").splitlines()[-1]
+    said: dict[str, int] = json.loads(last)
+    return round(said["records"] / max(1, said["transactions"]), 1)
 
 
 def _written(deployment: Deployment, events: int) -> dict[str, float]:

@@ -169,6 +169,8 @@ class PartitionStats(msgspec.Struct, kw_only=True):
     degraded: int = 0
     lost: int = 0
     """Records that retention removed before they were read."""
+    expired: int = 0
+    """Users forgotten because they were idle, or the idlest of too many (`user_state.max_users`)."""
     evaluated: int = 0
     """Accepted positive interactions judged test-then-learn."""
     hits_at_10: int = 0

@@ -113,5 +113,6 @@ class IdTable:
         """Every code in use."""
         return np.flatnonzero(self._length[: self.codes] >= 0).astype(np.int32)
 
-    def remove(self, code: int) -> None:
-        kernels.remove(self.ids, code)
+    def remove(self, codes: npt.NDArray[np.int32]) -> None:
+        """Give codes int32[n] back that are held; they will be given to other ids."""
+        kernels.remove_all(self.ids, codes)

@@ -136,8 +136,8 @@ class Intake:
             done = kernels.admit(
                 done, events.data, events.user, events.item, events.user_hash, events.item_hash,
                 events.event_hash, events.time_ms, events.kafka_time_ms, events.partition, tokens,
-                users.users, users.items.ids, newest, counts, self._lateness_ms, self._window_ms, now_ms, status, rows,
-                codes, turns, new, self._newest,
+                users.users, users.items.ids, newest, counts, self._lateness_ms, self._window_ms, now_ms,
+                status, rows, codes, turns, new, self._newest,
             )  # fmt: skip
             if done < n:
                 users.make_room()

@@ -56,8 +56,7 @@ class ItemCodes:
 
     def forget(self, codes: Int32) -> None:
         """Give codes back that nothing names any more."""
-        for code in codes.tolist():
-            self._table.remove(code)
+        self._table.remove(codes)
         self.row_of[codes] = -1
 
     def named(self) -> Int32:

@@ -50,6 +50,7 @@ class Learner:
             users = self._shards.users
             names = [users.id_of(row).decode() for row in batch.rows[batch.new].tolist()]
             users.users.factor[batch.rows[batch.new]] = self._items.start_users(names)
+            users.count_new(batch.rows[batch.new])
 
     def learn(self, batch: Batch, wave: Int32) -> Interactions:
         """Learn the events of `batch` at the places `wave`, in their order; returns their rows for the

@@ -23,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from online_models.learning_batch import LearningBatch
-from streams import user_kernels as kernels
+from streams import log_kernels as kernels
 from streams.errors import LearningLogError
 from streams.id_table import IdTable
 

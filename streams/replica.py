@@ -8,6 +8,7 @@ equal.
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable
 
@@ -50,6 +51,7 @@ class Replica:
         self.slot = RankerSlot(registry, settings.ranker)
         self.snapshots_failed = 0
         self._since_snapshot = 0
+        self._last_snapshot = -math.inf
         self._model_decoder = msgspec.json.Decoder(ModelRecord)
         starts: dict[PartitionId, int] = {}
         for topic, name in self._topics.items():
@@ -92,10 +94,17 @@ class Replica:
         for message in self._reader.poll(DRAIN_RECORDS, 0):
             self._apply(message)
         self.items.offset = max(self.items.offset, self._reader.positions[self._log_key])
-        if self._since_snapshot >= self._settings.worker.snapshot_interactions:
-            self._since_snapshot = 0
+        if self._snapshot_is_due():
+            self._since_snapshot, self._last_snapshot = 0, time.monotonic()
             self._snapshot()
         return self.slot.swap_if_ready()
+
+    def _snapshot_is_due(self) -> bool:
+        limits = self._settings.worker
+        return (
+            self._since_snapshot >= limits.snapshot_interactions
+            and time.monotonic() - self._last_snapshot >= limits.snapshot_s
+        )
 
     def _snapshot(self) -> None:
         """A snapshot that fails costs time at the next start, so it is told and serving goes on."""

@@ -96,6 +96,10 @@ class UserStateSettings(_Section, frozen=True, kw_only=True, forbid_unknown_fiel
     seen: Annotated[int, Meta(ge=1, le=4000)] = 2000
     dedupe_entries: Annotated[int, Meta(ge=1, le=10_000)] = 256
     dedupe_window_s: Seconds = 86_400.0
+    max_users: Positive = 1_000_000
+    """Users held of one partition; with more, the idlest expire."""
+    idle_s: Seconds = 0.0
+    """A user whose last event is older than this, by event time, expires; 0 never."""
 
 
 class WorkerSettings(_Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -108,7 +112,9 @@ class WorkerSettings(_Section, frozen=True, kw_only=True, forbid_unknown_fields=
     transaction_timeout_s: Annotated[float, Meta(ge=1, le=900)] = 10.0
     stats_s: Annotated[float, Meta(gt=0, le=60)] = 1.0
     snapshot_interactions: Positive = 20_000
-    """Interactions between two snapshots of the item state."""
+    """Interactions between two snapshots of the item state, at least."""
+    snapshot_s: Seconds = 10.0
+    """Seconds between two snapshots, at least: at full speed so many interactions come in an instant."""
     snapshots_kept: Positive = 3
     on_data_loss: Annotated[str, Meta(pattern="^(fail|continue)$")] = "continue"
     """What to do when retention removed records that were never read: they are counted as lost either way."""

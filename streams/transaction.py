@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,7 +32,7 @@ from streams.retries import RETRIES
 from streams.settings import Settings
 from streams.stopping import Stop
 
-__all__ = ["OutputRecord", "Transactions", "fence", "transactional_id"]
+__all__ = ["OutputRecord", "OutputRecords", "Transactions", "fence", "transactional_id"]
 
 log = logging.getLogger("freshet.transaction")
 
@@ -50,6 +50,21 @@ class OutputRecord:
     value: bytes | None
     partition: int | None = None
     headers: Sequence[tuple[str, bytes | str | None]] | None = None
+
+
+@dataclass(slots=True)
+class OutputRecords:
+    """Many records of one partition; a value of None is a tombstone."""
+
+    topic: str
+    partition: int
+    keys: Sequence[bytes]
+    values: Sequence[bytes | None]
+
+
+REPORTED_BYTES = 65_536
+"""Of many records of one partition, the first and those above this size report how they fared, and name the
+place if they are refused: what a broker refuses of a partition it refuses of the first, or for its size."""
 
 
 _NEVER_TAKEN = frozenset(
@@ -80,7 +95,10 @@ class Transactions:
             _initialise(self._producer, transactional_id, OUTAGE_S, self._stop)
 
     def commit(
-        self, records: Iterable[OutputRecord], consumer: Consumer, offsets: list[TopicPartition]
+        self,
+        records: Iterable[OutputRecord | OutputRecords],
+        consumer: Consumer,
+        offsets: list[TopicPartition],
     ) -> None:
         """Steps 2 to 5 for one batch.
 
@@ -125,7 +143,10 @@ class Transactions:
         )
 
     def _commit_transaction(
-        self, records: Iterable[OutputRecord], consumer: Consumer, offsets: list[TopicPartition]
+        self,
+        records: Iterable[OutputRecord | OutputRecords],
+        consumer: Consumer,
+        offsets: list[TopicPartition],
     ) -> None:
         producer = self._producer
         producer.begin_transaction()  # 2
@@ -139,7 +160,10 @@ class Transactions:
         self._stop.patiently(call, self._timeout_s)
 
     def _flush_then_commit(
-        self, records: Iterable[OutputRecord], consumer: Consumer, offsets: list[TopicPartition]
+        self,
+        records: Iterable[OutputRecord | OutputRecords],
+        consumer: Consumer,
+        offsets: list[TopicPartition],
     ) -> None:
         self._produce(records)
         left = self._producer.flush(self._timeout_s)
@@ -150,25 +174,45 @@ class Transactions:
             )
         consumer.commit(offsets=offsets, asynchronous=False)
 
-    def _produce(self, records: Iterable[OutputRecord]) -> None:
-        produce = self._producer.produce
+    def _produce(self, records: Iterable[OutputRecord | OutputRecords]) -> None:
         for record in records:
+            if isinstance(record, OutputRecords):
+                self._produce_many(record)
+                continue
             options: dict[str, Any] = {"on_delivery": self._delivered}
             if record.partition is not None:
                 options["partition"] = record.partition
             if record.headers is not None:
                 options["headers"] = list(record.headers)
-            while True:
-                try:
-                    produce(record.topic, record.value, record.key, **options)
-                    break
-                except BufferError:
-                    self._producer.poll(0.01)
-                except KafkaException as error:
-                    size = len(record.value or b"")
-                    self._failed = (error.args[0], f"{record.topic}: a record of {size} bytes")
-                    raise
+            self._produce_one(record.topic, record.value, record.key, options)
         self._producer.poll(0)
+
+    def _produce_one(
+        self, topic: str, value: bytes | None, key: bytes | None, options: Mapping[str, Any]
+    ) -> None:
+        while True:
+            try:
+                self._producer.produce(topic, value, key, **options)
+                return
+            except BufferError:
+                self._producer.poll(0.01)
+            except KafkaException as error:
+                self._failed = (error.args[0], f"{topic}: a record of {len(value or b'')} bytes")
+                raise
+
+    def _produce_many(self, records: OutputRecords) -> None:
+        produce, topic, partition = self._producer.produce, records.topic, records.partition
+        reported = {"partition": partition, "on_delivery": self._delivered}
+        first = True
+        for key, value in zip(records.keys, records.values, strict=True):
+            if first or (value is not None and len(value) > REPORTED_BYTES):
+                self._produce_one(topic, value, key, reported)
+                first = False
+                continue
+            try:
+                produce(topic, value, key, partition)
+            except BufferError:
+                self._produce_one(topic, value, key, reported)
 
     def _delivered(self, error: KafkaError | None, message: Message) -> None:
         if error is not None and self._failed is None:

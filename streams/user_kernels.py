@@ -204,6 +204,12 @@ def remove(ids: Ids, code: int) -> None:
 
 
 @kernel
+def remove_all(ids: Ids, codes: Ints) -> None:
+    for k in range(len(codes)):
+        remove(ids, codes[k])
+
+
+@kernel
 def rebuild(ids: Ids, slots: Ints, arena: Bytes) -> None:
     """Fill new slots and a new arena with what `ids` holds; codes stay."""
     mask = np.uint64(len(slots) - 1)
@@ -614,43 +620,6 @@ def drop_users(users: Users, gone: Ints) -> None:
         remove(users.ids, row)
 
 
-# --- the learning log ---
-
-
-@kernel
-def renumber(item: Ints, recent: Ints, place: Longs, stamp: int, table: Ints) -> int:
-    """Replace item codes by their index among the codes met, which `table` lists; returns how many. Values
-    below 0 stay."""
-    n = 0
-    for k in range(len(item)):
-        if item[k] >= 0:
-            code = item[k]
-            if place[code] >> 32 != stamp:
-                place[code] = (stamp << 32) | n
-                table[n] = code
-                n += 1
-            item[k] = place[code] & 0xFFFFFFFF
-        for j in range(recent.shape[1]):
-            code = recent[k, j]
-            if code >= 0:
-                if place[code] >> 32 != stamp:
-                    place[code] = (stamp << 32) | n
-                    table[n] = code
-                    n += 1
-                recent[k, j] = place[code] & 0xFFFFFFFF
-    return n
-
-
-@kernel
-def join(data: Bytes, starts: Longs, lengths: Longs, out: Bytes) -> None:
-    """Copy spans of `data` one behind the other."""
-    at = 0
-    for k in range(len(starts)):
-        for b in range(lengths[k]):
-            out[at + b] = data[starts[k] + b]
-        at += lengths[k]
-
-
 # --- records of user-state ---
 
 
@@ -683,6 +652,15 @@ def _put_length(out: Bytes, at: int, n_bytes: int) -> int:
     """The head of a msgpack byte string."""
     out[at] = 0xC6
     return _put_big(out, at + 1, n_bytes, 4)
+
+
+@kernel
+def _put_column(out: Bytes, at: int, data: Bytes, start: int, n_bytes: int) -> int:
+    """A msgpack byte string of `n_bytes` of `data`, which is little-endian as the machine is."""
+    at = _put_length(out, at, n_bytes)
+    for b in range(n_bytes):
+        out[at + b] = data[start + b]
+    return at + n_bytes
 
 
 @kernel
@@ -741,10 +719,7 @@ def encode(
         at = _put_number(out, at, 0xD3, users.long[row, EVENTS])
         at = _put_number(out, at, 0xD3, users.long[row, FIRST_MS])
         at = _put_number(out, at, 0xD3, users.long[row, LAST_MS])
-        at = _put_length(out, at, users.factor_bytes.shape[1])
-        for j in range(users.factor_bytes.shape[1]):
-            out[at + j] = users.factor_bytes[row, j]
-        at += users.factor_bytes.shape[1]
+        at = _put_column(out, at, users.factor_bytes[row], 0, users.factor_bytes.shape[1])
         at = _put_kinds(users, kinds, first, n_recent, out, at)
         at = _put_length(out, at, 2 * n)
         total = 0
@@ -761,19 +736,11 @@ def encode(
         at = _put_length(out, at, 2 * n_recent)
         for j in range(n_recent):
             at = _put(out, at, place[users.recent_item[first + j]] & 0xFFFF, 2)
-        at = _put_length(out, at, 8 * n_recent)
-        for j in range(n_recent):
-            at = _put(out, at, users.recent_time[first + j], 8)
-        at = _put_length(out, at, 4 * n_recent)
-        for j in range(n_recent):
-            at = _put(out, at, users.recent_bits[first + j], 4)
+        at = _put_column(out, at, users.recent_time.view(np.uint8), 8 * first, 8 * n_recent)
+        at = _put_column(out, at, users.recent_weight.view(np.uint8), 4 * first, 4 * n_recent)
         first = users.long[row, START + DEDUPE] + users.small[row, COUNT + DEDUPE] - n_dedupe
-        at = _put_length(out, at, 8 * n_dedupe)
-        for j in range(n_dedupe):
-            at = _put(out, at, users.dedupe_hash[first + j], 8)
-        at = _put_length(out, at, 8 * n_dedupe)
-        for j in range(n_dedupe):
-            at = _put(out, at, users.dedupe_time[first + j], 8)
+        at = _put_column(out, at, users.dedupe_hash.view(np.uint8), 8 * first, 8 * n_dedupe)
+        at = _put_column(out, at, users.dedupe_time.view(np.uint8), 8 * first, 8 * n_dedupe)
         at = _put_length(out, at, 2 * shown)
         for j in range(users.last_list.shape[1]):
             if users.last_list[row, j] >= 0:

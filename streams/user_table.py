@@ -8,7 +8,8 @@ to another worker, and the idlest when a partition holds too many.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -98,6 +99,8 @@ class UserTable:
         self._out = np.zeros(0, np.uint8)
         self._items_in_use = 0
         self._expired: dict[int, list[bytes]] = {}
+        self.population: Counter[int] = Counter()
+        """Users by partition."""
         self.users = self._view()
         self.reserve(1, 1)
 
@@ -116,10 +119,11 @@ class UserTable:
     def __len__(self) -> int:
         return len(self._ids)
 
-    def counts(self, partitions: int) -> npt.NDArray[np.int64]:
-        """Users by partition, int64[partitions]."""
-        rows = self._ids.held()
-        return np.bincount(self.users.small[rows, PARTITION], minlength=partitions)
+    def count_new(self, rows: Int32) -> None:
+        """Count users that a kernel has given rows."""
+        for partition, n in enumerate(np.bincount(self.users.small[rows, PARTITION]).tolist()):
+            if n:
+                self.population[partition] += n
 
     @property
     def nbytes(self) -> int:
@@ -168,6 +172,7 @@ class UserTable:
         ]
         for start in range(0, len(pairs), 10_000):
             self._load(pairs[start : start + 10_000], records)
+        self.population[records.partition] = len({key for key, _, _ in pairs})
 
     def _load(self, pairs: list[tuple[bytes, bytes, bool]], records: ShardRecords) -> None:
         data = np.frombuffer(b"".join([part for key, value, _ in pairs for part in (key, value)]), np.uint8)
@@ -287,12 +292,16 @@ class UserTable:
 
     def drop_partitions(self, partitions: Iterable[int]) -> None:
         """Let go of the users of partitions that another worker owns now."""
-        rows = self._ids.held()
-        self._drop(rows[np.isin(self.users.small[rows, PARTITION], list(partitions))])
+        rows, gone = self._ids.held(), list(partitions)
+        self._drop(rows[np.isin(self.users.small[rows, PARTITION], gone)])
+        for partition in gone:
+            self.population.pop(partition, None)
+            self._expired.pop(partition, None)
 
     def expire(self, partition: int, most: int, idle_before_ms: int) -> int:
         """Forget the users of a partition whose last event was before `idle_before_ms`, and, where it still
-        holds more than `most`, the idlest of them; their tombstones go out with the next records."""
+        holds more than `most`, the idlest of them; their tombstones go out with the next records. Returns how
+        many went."""
         rows = self._ids.held()
         rows = rows[self.users.small[rows, PARTITION] == partition]
         last = self.users.long[rows, LAST_MS]
@@ -303,6 +312,7 @@ class UserTable:
         for key in (self.id_of(row) for row in rows[gone].tolist()):
             self._expired.setdefault(partition, []).extend((key, COLD_PREFIX + key))
         self._drop(rows[gone])
+        self.population[partition] -= int(gone.sum())
         return int(gone.sum())
 
     def _drop(self, rows: Int32) -> None:
@@ -312,14 +322,14 @@ class UserTable:
         self._fixed["touched_count"][0] = len(kept)
         kernels.drop_users(self.users, rows)
 
-    def unused_items(self, also_used: Int32) -> Int32:
+    def unused_items(self, also_used: Callable[[], Int32]) -> Int32:
         """Item codes that no user holds any more, nor `also_used` names; looked for only when many have come
         since the last time. The caller gives them back with `items.remove`."""
         held = len(self.items)
         if held < 2 * self._items_in_use + ITEM_GARBAGE:
             return np.zeros(0, np.int32)
         used = np.zeros(self.items.capacity, np.uint8)
-        used[also_used] = 1
+        used[also_used()] = 1
         kernels.mark_items(self.users, self._ids.held(), used)
         unused: Int32 = self.items.held()
         unused = unused[used[unused] == 0]

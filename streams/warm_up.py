@@ -87,7 +87,7 @@ def compile_kernels(settings: Settings) -> None:
     row = again.users.row(USERS[0], partition_for(USERS[0].encode(), PARTITIONS))
     again.users.gather(np.array([row], np.int32), learner.codes.row_of, 1)
     again.users.touch(row)
-    again.users.unused_items(learner.codes.named())
+    again.users.unused_items(learner.codes.named)
     again.users.expire(partition_for(USERS[0].encode(), PARTITIONS), 0, 0)
 
 

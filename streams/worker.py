@@ -18,6 +18,7 @@ shards away, and restores from the log (`_session`).
 
 from __future__ import annotations
 
+import gc
 import logging
 import math
 import secrets
@@ -28,6 +29,7 @@ from confluent_kafka import TopicPartition
 
 from serving.pipeline import Pipeline
 from streams.answers import Answers
+from streams.bounds import Bounds
 from streams.clients import partition_for, wait_for_broker
 from streams.errors import TransactionLostError, WorkerFencedError
 from streams.intake import Batch, Intake
@@ -43,7 +45,7 @@ from streams.source import Source
 from streams.stats import StatsReporter
 from streams.stopping import Stop
 from streams.topic_admin import check_layout
-from streams.transaction import OutputRecord, Transactions
+from streams.transaction import OutputRecord, OutputRecords, Transactions
 from streams.validation import EventValidator
 from streams.warm_up import compile_kernels
 
@@ -82,6 +84,7 @@ class Worker:
         """
         try:
             self._prepare()
+            _calm_collector()
             if self.replica.catch_up(self._stop.is_set):
                 self._serve()
         finally:
@@ -135,6 +138,7 @@ class Worker:
             on_state=self.stats.state,
         )
         self.answers = Answers(settings, self.pipeline, self.shards, self.learner.codes, self.id, self.epoch)
+        self.bounds = Bounds(settings.user_state, self.shards, self.learner.codes)
         self.item_rejects: ItemRejects | None = None
         try:
             while not self._stop.is_set():
@@ -187,6 +191,7 @@ class Worker:
         interactions, lists, coalesced = self._learn_and_answer(batch, clock)  # 4
         with clock.stage("pack"):
             offsets = offsets or self._own_place()
+            self.bounds.keep()
             records = [*lists, *self._state_records(batch, interactions, offsets)]
         with clock.stage("commit"):
             self.transactions.commit(records, self.source.consumer, offsets)  # 5
@@ -212,10 +217,10 @@ class Worker:
 
     def _state_records(
         self, batch: Batch, learned: Interactions | None, offsets: list[TopicPartition]
-    ) -> list[OutputRecord]:
+    ) -> list[OutputRecord | OutputRecords]:
         """Dead letters, the learning log's records, and the changelog of every user and partition touched."""
         names = self.settings.names
-        records = list(batch.dead)
+        records: list[OutputRecord | OutputRecords] = list(batch.dead)
         for value in self.learner.log.pack(learned) if learned is not None else ():
             records.append(OutputRecord(names["interactions"], None, value, partition=0))
         for tp in offsets:
@@ -226,7 +231,7 @@ class Worker:
             batch.shards[0].item_offsets = self.item_rejects.next_offsets()
         topic = names["user-state"]
         for partition, keys, values in self.shards.users.drain_touched():
-            records += [OutputRecord(topic, k, v, partition) for k, v in zip(keys, values, strict=True)]
+            records.append(OutputRecords(topic, partition, keys, values))
         for partition, shard in batch.shards.items():
             record = shard.record(self.transactional_id, self.id, self.epoch, self.partitions["events"])
             records.append(OutputRecord(topic, *record, partition))
@@ -252,3 +257,11 @@ class Worker:
         has us."""
         shard = self.shards[0]
         return [TopicPartition(self.settings.names["events"], 0, shard.next_offsets["events"])]
+
+
+def _calm_collector() -> None:
+    """What lives as long as the process is never looked at again by Python's garbage collector, and the rest
+    seldom: the records of a batch are thousands of objects without a cycle."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(100_000, 50, 50)

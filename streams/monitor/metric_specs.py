@@ -196,6 +196,8 @@ METRICS: tuple[MetricSpec, ...] = (
                "Records in another partition than their key's hash says.", _total("misplaced")),
     MetricSpec("freshet_lost_total", "counter", (),
                "Records that retention removed before they were read.", _total("lost")),
+    MetricSpec("freshet_users_expired_total", "counter", (),
+               "Users forgotten because they were idle, or the idlest of too many.", _total("expired")),
     MetricSpec("freshet_recommendations_total", "counter", (),
                "Recommendations written.", _total("recommendations")),
     MetricSpec("freshet_coalesced_total", "counter", (),

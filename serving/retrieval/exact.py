@@ -17,7 +17,8 @@ from serving.retrieval.kernels_vector import CHUNK
 __all__ = ["ascending_rows", "top_k"]
 
 _ROWS = 2048
-"""Rows of one block: its products with 64 queries (512 KB) stay in the second-level cache until selected."""
+"""Rows of one block: at 64 factors and 64 queries, rows and products (512 KB each) fit the second-level
+cache."""
 _SINGLY = 6
 """Fewer queries than this take less time one after the other than as one batch of 64 columns."""
 
@@ -92,26 +93,12 @@ def _top_k_of_batch(
     n, d = queries.shape
     columns = np.zeros((d, CHUNK), dtype=np.float32)
     columns[:, :n] = queries.T
-    reach = (1.01 * d * 2.0**-23 * np.abs(queries).sum(axis=1)).astype(np.float32)
-    thresholds = np.full(CHUNK, np.inf, dtype=np.float32)
-    size = np.zeros(n, dtype=np.int64)
+    error = (1.01 * d * 2.0**-23 * np.abs(queries).sum(axis=1)).astype(np.float32)
+    threshold = np.full(CHUNK, np.inf, dtype=np.float32)
+    size, bits = np.zeros(n, dtype=np.int64), factors.reshape(-1).view(np.uint32)
     products = np.empty((_ROWS, CHUNK), dtype=np.float32)
     for first in range(0, len(factors), _ROWS):
         block = factors[first : first + _ROWS]
-        np.matmul(block, columns, out=products[: len(block)])
-        error = reach * np.float32(kernels.largest(block))
-        thresholds[:n] = np.where(size == rows.shape[1], scores[:, 0] - error, -np.inf)
-        kernels.select(
-            products[: len(block)],
-            queries,
-            factors,
-            first,
-            may,
-            barred,
-            error,
-            thresholds,
-            size,
-            rows,
-            scores,
-        )
+        out = np.matmul(block, columns, out=products[: len(block)])
+        kernels.select(out, queries, factors, bits, first, may, barred, error, threshold, size, rows, scores)
     kernels.finish(size, rows, scores)

@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import numba
 import numpy as np
 from numpy.typing import NDArray
 
@@ -19,7 +18,7 @@ from serving.retrieval.kernels_vector import (
     sort_best_first,
 )
 
-__all__ = ["VECTOR_DIGEST", "finish", "largest", "scan", "select"]
+__all__ = ["VECTOR_DIGEST", "finish", "scan", "select"]
 
 VECTOR_DIGEST = "fd066b8f516dba64"
 """Of kernels_vector.py: changes with it, so that numba compiles this file's kernels anew."""
@@ -46,40 +45,44 @@ def scan(query: Floats, factors: Floats, mask: Bools, excluded: Ints, rows: Ints
     sort_best_first(scores, rows, size)
 
 
-@numba.njit(
-    nogil=True, cache=True, fastmath={"nnan", "nsz", "reassoc"}
-)  # the largest is the same in any order
-def largest(values: Floats) -> float:
-    """max |x| over float32[n, d], as vector instructions."""
-    flat, found = values.reshape(-1), np.float32(0.0)
-    for j in range(flat.shape[0]):
-        found = max(found, abs(flat[j]))
+@kernel
+def _largest(magnitudes: NDArray[np.uint32], start: int, end: int) -> int:
+    """max |x| of float32 given as bits, as bits: without its sign, a float is ordered as an integer."""
+    found = np.uint32(0)
+    for j in range(start, end):
+        found = max(found, np.uint32(magnitudes[np.uint64(j)] & np.uint32(0x7FFFFFFF)))
     return found
 
 
 @kernel
 def select(
-    products: Floats, queries: Floats, factors: Floats, first: int, mask: Bools, excluded: Ints, error:
-    Floats, thresholds: Floats, size: Longs, rows: Ints, scores: Floats,
+    products: Floats, queries: Floats, factors: Floats, bits: NDArray[np.uint32], first: int, mask: Bools,
+    excluded: Ints, error: Floats, threshold: Floats, size: Longs, rows: Ints, scores: Floats,
 ) -> None:  # fmt: skip
     """Offer rows first, first + 1, ... of `factors` float32[N, d] to each query's heap by products float32[b,
-    CHUNK], which are within error float32[n] of `dot`.
+    CHUNK].
 
-    Only a product that could beat the heap's worst is computed anew, so the heaps hold exact scores.
-    `thresholds` float32[CHUNK]: what a product must reach, inf beyond the last query.
+    Products differ from `dot` by less than error float32[n] times the block's largest |x|. Only one that
+    could beat the heap's worst is computed anew, so the heaps hold exact scores. `bits` uint32[N d] are
+    those of the factors; `threshold` float32[CHUNK] is scratch memory, inf beyond the last query.
     """
-    k, d = rows.shape[1], queries.shape[1]
+    k, (n, d) = rows.shape[1], queries.shape
+    one = np.empty(1, np.uint32)
+    one[0] = _largest(bits, first * d, (first + products.shape[0]) * d)
+    largest = one.view(np.float32)[0]
+    for q in range(n):
+        threshold[q] = scores[q, 0] - error[q] * largest if size[q] == k else np.float32(-np.inf)
     for position in range(products.shape[0]):
         row = first + position
-        bits = above(products, position * CHUNK, thresholds)
-        while bits != 0:
-            q = np.int64(lowest_bit(bits))
-            bits &= bits - np.uint64(1)
+        found = above(products, position * CHUNK, threshold)
+        while found != 0:
+            q = np.int64(lowest_bit(found))
+            found &= found - np.uint64(1)
             if servable(row, mask, excluded[q]):
                 score = dot(factors, row * d, queries, q * d, d)
                 size[q] = offer(scores[q], rows[q], size[q], score, row)
                 if size[q] == k:
-                    thresholds[q] = scores[q, 0] - error[q]
+                    threshold[q] = scores[q, 0] - error[q] * largest
 
 
 @kernel

@@ -96,7 +96,9 @@ def _rank_lists(lists: Lists, walk: Walk, reach: float) -> None:
         spread = max(0.0, (lists.radial[c] * along + across) / length)
         walk.product[c], walk.upper[c] = product, product + reach * np.sqrt(spread)
         low, high = min(low, walk.upper[c]), max(high, walk.upper[c])
-    walk.upper[0] = high = high if n > 1 else np.float32(0.0)
+    if n == 1:
+        low, high = np.float32(0.0), np.float32(0.0)
+    walk.upper[0] = low  # last, when much has been found: far from all centroids, estimates are wide
     start = np.zeros(257, np.int32)
     scale = np.float32(255.0) / (high - low) if high > low else np.float32(0.0)
     for c in range(n):

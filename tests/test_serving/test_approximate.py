@@ -206,3 +206,10 @@ def test_arguments_that_do_not_fit_are_refused_with_their_numbers() -> None:
         index.search(np.ones((1, 2), np.float32), 4)
     with pytest.raises(ValueError, match="dimension is 0"):
         FactorIndex(0)
+
+
+def test_it_gives_candidates_where_a_catalogue_is_too_large_to_scan() -> None:
+    index = FactorIndex(2)
+    index.update(np.array([4, 2], np.int32), np.array([[1, 0], [0, 2]], np.float32))
+    users, mask = np.array([[1, 1]], np.float32), np.ones(4, dtype=bool)
+    assert index(users, 2, mask).tolist() == [[2, -1]], "row 4 is beyond the mask"

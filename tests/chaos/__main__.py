@@ -55,7 +55,8 @@ def text_of(report: Report) -> str:
     ]
     if len(r.findings) > SHOWN:
         lines.append(f"  ... and {len(r.findings) - SHOWN} more violations")
-    verdict = "clean" if r.clean else f"NOT EXACTLY ONCE (wrong={r.wrong}), seed {r.seed}, logs in {r.folder}"
+    what = "STUCK, what was not handled counts as lost" if r.stuck else "NOT EXACTLY ONCE"
+    verdict = "clean" if r.clean else f"{what} (wrong={r.wrong}), seed {r.seed}, logs in {r.folder}"
     return "\n".join([*lines, f"chaos: {verdict}: lost={r.lost} duplicated={r.duplicated}"])
 
 

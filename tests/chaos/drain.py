@@ -14,7 +14,15 @@ from streams.settings import Settings
 from streams.user_records import PARTITION_KEY, PartitionRecord
 from tests.chaos.records import offsets_of_group
 
-__all__ = ["OUTPUTS", "await_true", "open_transactions", "output_ends", "unhandled", "unread_items"]
+__all__ = [
+    "OUTPUTS",
+    "await_true",
+    "open_transactions",
+    "output_ends",
+    "unhandled",
+    "unread_items",
+    "unstable_offsets",
+]
 
 OUTPUTS = ("interactions", "recommendations", "events-dlq", "user-state")
 LOOK_BACK = 2000
@@ -38,7 +46,7 @@ def unhandled(settings: Settings) -> list[str]:
     """Partitions of the input whose committed offset is not their end, and who is in the group."""
     try:
         committed, ends = offsets_of_group(settings)
-    except KafkaException as error:  # a dead worker's transaction may be open on them
+    except KafkaException as error:
         return [f"committed offsets: {error.args[0].str()}", _members(settings)]
     behind = [
         f"{name}[{partition}]: committed {committed[name, partition]}, ends at {end}"
@@ -122,3 +130,18 @@ def open_transactions(settings: Settings) -> list[str]:
         for key, end in whole.items()
         if stable[key] < end
     ]
+
+
+def unstable_offsets(settings: Settings) -> list[str]:
+    """Whether a transaction still holds the group's committed offsets back, now that all have ended.
+
+    A broker that is killed while a transaction is open may abort it after its restart without telling the
+    group's coordinator: the offsets then stay unstable for good. Seen with Apache Kafka 4.3.1:
+    `__transaction_state` goes to CompleteAbort with `__consumer_offsets` among its partitions, and that
+    partition has no abort marker.
+    """
+    try:
+        offsets_of_group(settings, stable=True)
+    except KafkaException as error:
+        return [f"broker: a transaction that has ended holds the group's offsets back: {error.args[0].str()}"]
+    return []

@@ -162,9 +162,13 @@ class Fleet:
     def _awake(self) -> list[Member]:
         return [m for m in self.members if m.asleep_until is None and m.leaving_since is None]
 
+    def serving(self) -> list[Member]:
+        """Workers awake and in service."""
+        return [member for member in self._awake() if member.in_service()]
+
     def _pick(self, rng: random.Random) -> Member | None:
         """A running worker that is in service."""
-        serving = [member for member in self._awake() if member.in_service()]
+        serving = self.serving()
         return rng.choice(serving) if serving else None
 
     def _victim(self, rng: random.Random) -> Member | None:

@@ -94,10 +94,23 @@ def read_topic(settings: Settings, name: str) -> list[Record]:
     return sorted(found, key=lambda r: (r.partition, r.offset))
 
 
-def offsets_of_group(settings: Settings) -> tuple[dict[tuple[str, int], int], dict[tuple[str, int], int]]:
-    """Committed offsets of the workers' group and end offsets, by (name, partition)."""
+def offsets_of_group(
+    settings: Settings, *, stable: bool = False
+) -> tuple[dict[tuple[str, int], int], dict[tuple[str, int], int]]:
+    """Committed offsets of the workers' group and end offsets, by (name, partition).
+
+    Offsets that an open transaction holds back are left out, or with `stable` waited for.
+
+    Raises:
+        KafkaException: no answer within 10 s.
+    """
     consumer = Consumer(
-        {"bootstrap.servers": settings.bootstrap_servers, "group.id": settings.worker_group, "log_level": 0}
+        {
+            "bootstrap.servers": settings.bootstrap_servers,
+            "group.id": settings.worker_group,
+            "isolation.level": "read_committed" if stable else "read_uncommitted",
+            "log_level": 0,
+        }
     )
     names = {settings.names[name]: name for name in INPUTS}
     try:

@@ -48,6 +48,7 @@ class ListEncoder:
         self._forget()
         self._out = np.empty(0, dtype=np.uint8)
         catalogue.watch(self._changed)
+        self.encode(RankedBatch.empty(1, 1), [b"{"])  # compiles the kernels, or loads them
 
     def encode(self, batch: RankedBatch, heads: Sequence[bytes]) -> list[bytes]:
         """One JSON object for each list. heads[i] is its start with at least one field, as in

@@ -20,6 +20,7 @@ from serving.catalogue import Catalogue
 from serving.explanations import ranked_list
 from serving.filters import Filter
 from serving.query import Query, QueryBatch, RankedBatch, RankedList
+from serving.ranker.layout import warm_up
 from serving.ranker.ranker import Ranker
 from serving.retrieval import FactorCandidates, Retriever
 from serving.scoring import RankerView, Scores, score
@@ -115,23 +116,23 @@ class Pipeline:
         wanted, found = self._retriever.retrieve(batch, allowed)
         scores = score(wanted, batch.seen_count, found, self.items, view, self.settings)
         ranked = RankedBatch.empty(len(batch), min(int(batch.count.max()), found.rows.shape[1]))
-        self._choose(batch, found, scores, ranked)
+        self._choose(wanted.count, found, scores, ranked)
         self._retriever.explain(wanted, ranked)
         ranked.degraded = scores.degraded
         ranked.ranker = None if view is None or scores.degraded else view.ranker.version
         return ranked
 
-    def _choose(self, batch: QueryBatch, found: kernels.Found, scores: Scores, ranked: RankedBatch) -> None:
+    def _choose(self, count: Int32, found: kernels.Found, scores: Scores, ranked: RankedBatch) -> None:
         """Put the best candidates of each user in, best first."""
-        columns, tied = np.empty(ranked.rows.shape, dtype=np.int32), np.empty(len(batch), dtype=np.bool_)
-        kernels.best(found, scores.blended, batch.count, columns, tied)
+        columns, tied = np.empty(ranked.rows.shape, dtype=np.int32), np.empty(len(count), dtype=np.bool_)
+        kernels.best(found, scores.blended, count, columns, tied)
         ids = self.items.items.ids
         for user in np.flatnonzero(tied).tolist():
             length = int(found.length[user])
             names = [ids[row] for row in found.rows[user, :length].tolist()]
             blended = scores.blended[user, :length].tolist()
             order = sorted(range(length), key=lambda column: (-blended[column], names[column]))
-            wanted = min(int(batch.count[user]), length)
+            wanted = min(int(count[user]), length)
             columns[user, :wanted] = order[:wanted]
         kernels.pick(
             found, scores.blended, columns, ranked.rows, ranked.scores, ranked.sources, ranked.length
@@ -152,6 +153,7 @@ class Pipeline:
         """Compile the kernels, or load them from numba's cache, before the first user has to wait for it."""
         nobody = np.zeros(self.items.factors.dimension, dtype=np.float32)
         self.recommend([Query((), (), nobody, 1)])
+        warm_up()
 
 
 def _parts(rooms: npt.NDArray[np.int64]) -> Iterator[npt.NDArray[np.intp]]:

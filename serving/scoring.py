@@ -89,7 +89,8 @@ def score(
 ) -> Scores:
     """Score every candidate; a ranker that fails leaves the online scores, and says why."""
     width = int(found.length.max())
-    logits, degraded = _ranker_logits(wanted.recent, found.rows[:, :width], items, ranker)
+    rows = np.ascontiguousarray(found.rows[:, :width])  # another layout would be another kernel to compile
+    logits, degraded = _ranker_logits(wanted.recent, rows, items, ranker)
     seen = seen_count.astype(np.float64)
     experience = seen / (seen + settings.factor_experience_items + 1e-9)
     weights = (

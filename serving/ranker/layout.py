@@ -9,7 +9,7 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["hide_unknown", "lay_out"]
+__all__ = ["hide_unknown", "lay_out", "warm_up"]
 
 Ints = NDArray[np.int32]
 Longs = NDArray[np.int64]
@@ -57,3 +57,10 @@ def hide_unknown(scores: Floats, candidates: Longs) -> int:
             elif not np.isfinite(scores[user, column]):
                 bad += 1
     return bad
+
+
+def warm_up() -> None:
+    """Compile the kernels, or load them from numba's cache, before the first ranker comes."""
+    rows, indices = np.zeros((1, 1), dtype=np.int32), np.zeros((1, 1), dtype=np.int64)
+    lay_out(rows, rows, rows[0], indices, indices)
+    hide_unknown(np.zeros((1, 1), dtype=np.float32), indices)

@@ -91,7 +91,11 @@ class Retriever:
     def _wanted(self, batch: QueryBatch, allowed: Filter, mask: Int32, nearest: Int32) -> kernels.Wanted:
         n = len(batch)
         blocked, blocked_end = allowed.blocked(batch)
-        recent, asked, asked_end = batch.recent, np.empty(0, dtype=np.int32), np.zeros(n, dtype=np.int32)
+        recent, asked, asked_end = (
+            _int32(batch.recent),
+            np.empty(0, dtype=np.int32),
+            np.zeros(n, dtype=np.int32),
+        )
         by_name = np.zeros(n, dtype=np.bool_)
         if batch.requests:
             rows, length = self._items.items.rows, recent.shape[1]
@@ -107,16 +111,21 @@ class Retriever:
             asked, asked_end = joined_rows([rows(ids) for ids in named])
         return kernels.Wanted(
             recent=recent,
-            users=batch.factors,
-            blocked=blocked,
-            blocked_end=blocked_end,
+            users=np.ascontiguousarray(batch.factors, dtype=np.float32),
+            blocked=_int32(blocked),
+            blocked_end=_int32(blocked_end),
             asked=asked,
             asked_end=asked_end,
             by_name=by_name,
-            count=batch.count,
+            count=_int32(batch.count),
             mask=mask,
             nearest=nearest,
         )
+
+
+def _int32(column: Int32) -> Int32:
+    """In the one layout that the kernels are compiled for."""
+    return np.ascontiguousarray(column, dtype=np.int32)
 
 
 def _empty(n: int, room: int) -> kernels.Found:

@@ -11,10 +11,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from online_models.settings import FactorSettings, ModelSettings
+from serving import kernels, list_kernels
+from serving.blend_kernels import blend
 from serving.catalogue import Catalogue, CatalogueEntry
+from serving.explain_kernels import explain
 from serving.explanations import ranked_list
+from serving.list_encoding import ListEncoder
 from serving.pipeline import Pipeline
 from serving.query import Query, QueryBatch, RankedList
+from serving.ranker import layout
 from serving.settings import ServingSettings
 from tests.test_serving.pipeline_cases import ITEMS, SERVING, World, learned, queries, worlds
 from tests.test_serving.ranker_cases import edited, item_name, markov_ranker, markov_version, successor
@@ -146,6 +151,24 @@ def test_hidden_items_crowd_nothing_out() -> None:
     items = pipeline.recommend([query])[0].items
     assert [item.kind for item in items] == ["covisitation"] * 3
     assert not {item.item_id for item in items} & set(strongest)
+
+
+def test_no_kernel_is_compiled_once_lists_are_made() -> None:
+    """A compilation takes seconds, and would come in the middle of a micro-batch."""
+    compiled = [kernels.gather, kernels.best, kernels.pick, blend, explain, layout.lay_out]
+    compiled += [layout.hide_unknown, list_kernels.missing_rows, list_kernels.write_lists]
+    pipeline = TestRanker.pipeline(0.3)
+    encoder = ListEncoder(pipeline.items.items, pipeline.catalogue)
+    before = [len(kernel.signatures) for kernel in compiled]  # type: ignore[attr-defined]
+    for ranker in (None, markov_ranker()):
+        pipeline.use(ranker)
+        for n in (1, 3):
+            plain = Query(["item-3"], {"item-3"}, NOBODY, 5)
+            asked = [*[plain] * n, replace(plain, candidates=["item-5", "x"], categories=["news"], count=300)]
+            batch = QueryBatch.of(asked, pipeline.items.items, 2 * pipeline.history_length)
+            batch.recent = batch.recent[:, : pipeline.history_length]  # another layout
+            encoder.encode(pipeline.recommend_batch(batch), [b'{"n":1'] * len(asked))
+    assert [len(kernel.signatures) for kernel in compiled] == before  # type: ignore[attr-defined]
 
 
 class TestRanker:

@@ -19,7 +19,7 @@ from streams.learner import JUDGED
 from streams.settings import Settings
 from streams.shards import Shards
 from streams.source import Source
-from streams.transaction import OutputRecord
+from streams.transaction import OutputRecords
 from streams.validation import AcceptedRequest
 
 __all__ = ["Answers"]
@@ -82,26 +82,25 @@ class Answers:
         coalesced, self._coalesced = self._coalesced, 0
         return coalesced
 
-    def to_events(self, batch: Batch, wave: Int32, online_offset: int) -> list[OutputRecord]:
-        """One list for each event of the wave, whose users are all different."""
+    def to_events(self, batch: Batch, wave: Int32, online_offset: int) -> OutputRecords | None:
+        """One list for each event of the wave, whose users are all different; None of none."""
         if not len(wave):
-            return []
+            return None
         events, users, rows = batch.events, self._shards.users, batch.rows[wave]
         queries = self._queries(rows, np.full(len(wave), self._settings.trigger.count, np.int32))
         ranked = self._pipeline.recommend_batch(queries)
         self._remember(rows, ranked)
-        keys = [users.id_of(row) for row in rows.tolist()]
-        ids = [
-            _ids(key, None, events.text(events.event[n])) for key, n in zip(keys, wave.tolist(), strict=True)
-        ]
+        keys = users.ids_of(rows)
+        event_ids = _cut(events.data, events.event[wave])
+        ids = [_ids(_quoted(key), b"null", _quoted(one)) for key, one in zip(keys, event_ids, strict=True)]
         kafka_ms = events.kafka_time_ms[wave].tolist()
         partitions = events.partition[wave].tolist()
         return self._records(ranked, keys, ids, kafka_ms, partitions, online_offset)
 
-    def to_requests(self, requests: Sequence[AcceptedRequest], online_offset: int) -> list[OutputRecord]:
+    def to_requests(self, requests: Sequence[AcceptedRequest], online_offset: int) -> OutputRecords | None:
         """One list for each request; a request of a user nobody knows is answered as for a new one."""
         if not requests or not self._settings.trigger.requests:
-            return []
+            return None
         users = self._shards.users
         rows = [
             -1 if r.request.user_id is None else users.row(r.request.user_id, r.partition) for r in requests
@@ -120,7 +119,8 @@ class Answers:
                 users.touch(row)
             key = request.user_id if request.user_id is not None else request.request_id
             keys.append(key.encode())
-            ids.append(_ids(None if request.user_id is None else keys[-1], request.request_id, None))
+            user = b"null" if request.user_id is None else _quoted(keys[-1])
+            ids.append(_ids(user, _quoted(request.request_id.encode()), b"null"))
         self._remember(np.array(rows, np.int32), ranked)
         kafka_ms = [r.kafka_time_ms for r in requests]
         return self._records(ranked, keys, ids, kafka_ms, [r.partition for r in requests], online_offset)
@@ -180,7 +180,7 @@ class Answers:
         kafka_ms: Sequence[int],
         partitions: Sequence[int],
         online_offset: int,
-    ) -> list[OutputRecord]:
+    ) -> OutputRecords:
         now_ms = time.time() * 1000
         made = b',"experiment":null,"variant":null,"online_offset":%d,"generated_at":%d' % (
             online_offset,
@@ -197,13 +197,22 @@ class Answers:
                 stats.recommendations += n
                 stats.degraded += n * (ranked.degraded is not None)
         self.sent_ms += kafka_ms
-        return [
-            OutputRecord(self._topic, key, value, headers=self._headers)
-            for key, value in zip(keys, values, strict=True)
-        ]
+        return OutputRecords(self._topic, None, keys, values, self._headers)
 
 
-def _ids(user_id: bytes | None, request_id: str | None, event_id: str | None) -> bytes:
-    """The ids with which a list's record begins."""
-    user = b"null" if user_id is None else _encode(user_id.decode())
-    return b'{"user_id":%b,"request_id":%b,"event_id":%b' % (user, _encode(request_id), _encode(event_id))
+def _ids(user_id: bytes, request_id: bytes, event_id: bytes) -> bytes:
+    """The ids, as JSON, with which a list's record begins."""
+    return b'{"user_id":%b,"request_id":%b,"event_id":%b' % (user_id, request_id, event_id)
+
+
+def _quoted(text: bytes) -> bytes:
+    """An id as JSON: it holds no control characters."""
+    if b'"' in text or b"\\" in text:
+        return _encode(text.decode())
+    return b'"%b"' % text
+
+
+def _cut(data: npt.NDArray[np.uint8], spans: Int32) -> list[bytes]:
+    """The parts of `data` at spans int32[n, 2] (start, length)."""
+    view = data.data
+    return [bytes(view[start : start + length]) for start, length in spans.tolist()]

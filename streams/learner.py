@@ -48,7 +48,7 @@ class Learner:
         """Give users nobody knew the factors that they start from."""
         if len(batch.new):
             users = self._shards.users
-            names = [users.id_of(row).decode() for row in batch.rows[batch.new].tolist()]
+            names = [name.decode() for name in users.ids_of(batch.rows[batch.new])]
             users.users.factor[batch.rows[batch.new]] = self._items.start_users(names)
             users.count_new(batch.rows[batch.new])
 

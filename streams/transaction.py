@@ -54,17 +54,18 @@ class OutputRecord:
 
 @dataclass(slots=True)
 class OutputRecords:
-    """Many records of one partition; a value of None is a tombstone."""
+    """Many records alike; a value of None is a tombstone. Without a partition the partitioner places them."""
 
     topic: str
-    partition: int
+    partition: int | None
     keys: Sequence[bytes]
     values: Sequence[bytes | None]
+    headers: Sequence[tuple[str, bytes | str | None]] | None = None
 
 
 REPORTED_BYTES = 65_536
-"""Of many records of one partition, the first and those above this size report how they fared, and name the
-place if they are refused: what a broker refuses of a partition it refuses of the first, or for its size."""
+"""Of many records alike, the first and those above this size report how they fared, and name the place if
+they are refused: what a broker refuses of a topic it refuses of the first, or for its size."""
 
 
 _NEVER_TAKEN = frozenset(
@@ -201,8 +202,13 @@ class Transactions:
                 raise
 
     def _produce_many(self, records: OutputRecords) -> None:
-        produce, topic, partition = self._producer.produce, records.topic, records.partition
-        reported = {"partition": partition, "on_delivery": self._delivered}
+        produce, topic = self._producer.produce, records.topic
+        options: dict[str, Any] = {}
+        if records.partition is not None:
+            options["partition"] = records.partition
+        if records.headers is not None:
+            options["headers"] = list(records.headers)
+        reported = {**options, "on_delivery": self._delivered}
         first = True
         for key, value in zip(records.keys, records.values, strict=True):
             if first or (value is not None and len(value) > REPORTED_BYTES):
@@ -210,7 +216,7 @@ class Transactions:
                 first = False
                 continue
             try:
-                produce(topic, value, key, partition)
+                produce(topic, value, key, **options)
             except BufferError:
                 self._produce_one(topic, value, key, reported)
 

@@ -229,6 +229,10 @@ class UserTable:
         for start, end in pairwise(cuts):
             yield int(partitions[start]), keys[start:end], values[start:end]
 
+    def ids_of(self, rows: Int32) -> list[bytes]:
+        """Ids of the users in `rows`."""
+        return self._keys(rows, np.zeros(len(rows), np.uint8))
+
     def _keys(self, chosen: Int32, whole: npt.NDArray[np.uint8]) -> list[bytes]:
         lengths = self._ids.ids.length[chosen] + len(COLD_PREFIX) * whole
         out, ends = np.empty(int(lengths.sum()), np.uint8), np.empty(len(chosen), np.int64)

@@ -196,24 +196,25 @@ class Worker:
         with clock.stage("commit"):
             self.transactions.commit(records, self.source.consumer, offsets)  # 5
         self.source.committed(offsets)
-        self.stats.count(batch, len(lists), coalesced, self.answers.sent_ms)
+        self.stats.count(batch, len(self.answers.sent_ms), coalesced, self.answers.sent_ms)
         self.answers.sent_ms.clear()
 
     def _learn_and_answer(
         self, batch: Batch, clock: StageClock
-    ) -> tuple[Interactions | None, list[OutputRecord], int]:
+    ) -> tuple[Interactions | None, list[OutputRecords], int]:
         """Step 4: the learning log's rows, the lists, and how many lists were coalesced."""
         online_offset = self.replica.offset
         learned: list[Interactions] = []
-        lists: list[OutputRecord] = []
+        lists: list[OutputRecords | None] = []
         for wave, chosen in self.answers.waves(batch, self.source):
             with clock.stage("learn"):
                 learned.append(self.learner.learn(batch, wave))
             with clock.stage("recommend"):
-                lists += self.answers.to_events(batch, chosen, online_offset)
+                lists.append(self.answers.to_events(batch, chosen, online_offset))
         with clock.stage("recommend"):
-            lists += self.answers.to_requests(batch.requests, online_offset)
-        return joined(learned), lists, self.answers.take_coalesced()
+            lists.append(self.answers.to_requests(batch.requests, online_offset))
+        made = [records for records in lists if records is not None]
+        return joined(learned), made, self.answers.take_coalesced()
 
     def _state_records(
         self, batch: Batch, learned: Interactions | None, offsets: list[TopicPartition]

@@ -44,7 +44,7 @@ Record = tuple[bytes, bytes]
 
 POLL_S = 0.02
 RPC_S = 30.0
-PATIENCE_S = 180.0
+PATIENCE_S = 300.0
 """How long a side may commit nothing (start and first compilation included) before the run is given up."""
 
 _NOT_YET = {

@@ -116,6 +116,7 @@ def test_packed_arrays_of_a_user_are_counted_field_by_field() -> None:
     assert sum(raw.values()) < 4096
 
 
+@pytest.mark.timeout(900)  # the first worker on a fresh machine compiles its kernels
 def test_rows_in_small_have_figures_that_belong_together(
     kafka: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -49,6 +49,7 @@ class ItemState:
         self.popularity = DecayedPopularity(**msgspec.structs.asdict(settings.popularity), seed=settings.seed)
         self.factors = ISGD(**msgspec.structs.asdict(settings.factors), seed=settings.seed)
         self._models = (self.covisitation, self.popularity, self.factors)
+        self._moved = np.zeros(0, np.uint8)
         self._share(ItemTable(limit=settings.max_items))
 
     def apply(self, batch: LearningBatch) -> None:
@@ -59,6 +60,16 @@ class ItemState:
         rows = self.items.resolve(batch)
         for model in self._models:
             model.apply(batch, rows)
+        if len(self._moved) < len(self.items):
+            self._moved = np.append(self._moved, np.zeros(len(self.items), np.uint8))
+        self._moved[rows.item] = 1
+
+    def take_moved(self, most: int) -> NDArray[np.int32]:
+        """At most `most` rows int32[m] whose items were learned from and not yet given out here; the others
+        come with the next calls. Rows that moved as negatives alone are not among them. For one caller."""
+        moved = np.flatnonzero(self._moved)[:most].astype(np.int32)
+        self._moved[moved] = 0
+        return moved
 
     @property
     def epoch(self) -> int:

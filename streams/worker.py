@@ -28,6 +28,7 @@ import numpy as np
 from confluent_kafka import TopicPartition
 
 from serving.pipeline import Pipeline
+from serving.retrieval.nearest import NearestItems
 from streams.answers import Answers
 from streams.bounds import Bounds
 from streams.clients import partition_for, wait_for_broker
@@ -56,6 +57,10 @@ log = logging.getLogger("freshet.worker")
 FENCED_AGAIN_S = 60.0
 """A worker that was only asleep is fenced once; one that is fenced again so soon has a twin, and gives
 way."""
+INDEX_S = 0.1
+"""Between two looks at which items have moved, for the index of nearest items in a large catalogue."""
+MOVED_AT_ONCE = 256
+"""Moved items that the index takes in at one look: a millisecond or two."""
 RESTORES_IN_A_ROW = 5
 """Lost transactions without one committed in between, after which the worker gives up and says so."""
 
@@ -101,7 +106,10 @@ class Worker:
         self.replica = Replica(self.settings, self.validator, self.partitions)
         self.stats = StatsReporter(self)
         self.stats.state("restoring")
-        self.pipeline = Pipeline(self.replica.items, self.replica.catalogue, self.settings.serving)
+        items = self.replica.items
+        self.nearest = NearestItems(items)
+        self._indexed = -math.inf
+        self.pipeline = Pipeline(items, self.replica.catalogue, self.settings.serving, self.nearest)
         self.intake = Intake(self.settings, events)
 
     def _serve(self) -> None:
@@ -173,6 +181,11 @@ class Worker:
         if len(given) or len(freed):
             self.pipeline.rows_changed(np.concatenate((given, freed)))
             self.learner.codes.follow(given, freed)
+        items, now = self.replica.items, time.monotonic()
+        due = now - self._indexed >= INDEX_S or self.nearest.backlog
+        if len(items.items) > self.settings.serving.factor_scan_items and due:
+            self._indexed = now
+            self.nearest.follow(np.concatenate((freed, items.take_moved(MOVED_AT_ONCE))))
 
     def _handle(
         self,

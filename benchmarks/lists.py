@@ -131,7 +131,7 @@ def _figures(workload: Workload, seconds: float) -> dict[str, object]:
 
 def measure(seconds: float = 0.5) -> dict[str, object]:
     """`catalogues`: one entry a catalogue size, with `items`, `record_bytes`, and by batch size `list_us`
-    (columns to ranked, explained lists), `json_us` (lists to bytes) and `total_us`, microseconds a list,
+    (columns to ranked, explained lists), `json_us` (lists to bytes) and `total_us`, CPU µs a list,
     medians of calls."""
     sizes = ((1_682, 943, 100_000), (100_000, 20_000, 1_000_000))
     return {"catalogues": [_figures(Workload(*size), seconds) for size in sizes]}

@@ -12,7 +12,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.chaos.__main__ import NO_BROKER
@@ -24,6 +24,7 @@ SECONDS = 60
 SEED = int(os.environ.get("CHAOS_SEED", secrets.randbelow(2**31)))
 
 
+@settings(deadline=None, max_examples=50)
 @given(st.integers(0, 2**63))
 def test_every_seed_kills_often_enough(seed: int) -> None:
     for seconds, least in ((60.0, 10), (900.0, 100)):
@@ -36,6 +37,7 @@ def test_every_seed_kills_often_enough(seed: int) -> None:
     assert schedule(seed, 60.0) == schedule(seed, 60.0)
 
 
+@settings(deadline=None, max_examples=20)
 @given(st.integers(0, 2**63))
 def test_a_seed_sends_the_same_records_each_time(seed: int) -> None:
     first, again = Mix(seed), Mix(seed)

@@ -32,7 +32,7 @@ from streams.settings import Settings
 from streams.transaction import fence
 from streams.user_records import PARTITION_KEY
 
-__all__ = ["Owner", "group_members", "newest_owners", "settle"]
+__all__ = ["Owner", "fence_absent", "group_members", "newest_owners", "settle"]
 
 log = logging.getLogger("freshet.takeover")
 
@@ -81,11 +81,17 @@ def settle(
                 f"{settings.bootstrap_servers}: no stable offsets of {settings.worker_group}: {reason}. A"
                 " transaction of another worker may be open: it is aborted after its timeout."
             )
-        for owner in newest_owners(settings, {tp.partition for tp in partitions}):  # 2
-            if owner.transactional_id not in fenced and owner.worker not in group_members(settings):
-                fenced.add(owner.transactional_id)
-                fence(settings, owner.transactional_id)
+        fence_absent(settings, {tp.partition for tp in partitions}, fenced)  # 2
     return False
+
+
+def fence_absent(settings: Settings, numbers: Iterable[int], fenced: set[str]) -> None:
+    """Fence whoever wrote the newest records of these partitions and has left the group; those in `fenced`
+    are spared, and those that are fenced are added to it."""
+    for owner in newest_owners(settings, numbers):
+        if owner.transactional_id not in fenced and owner.worker not in group_members(settings):
+            fenced.add(owner.transactional_id)
+            fence(settings, owner.transactional_id)
 
 
 def _unstable(consumer: Consumer, partitions: list[TopicPartition]) -> str | None:

@@ -35,6 +35,7 @@ __all__ = ["Generations", "backpressure", "slope_per_s", "soak"]
 
 RATE_PER_S = 500
 SPACING_MS = 1000 // RATE_PER_S
+PARTITIONS = 8
 AHEAD = 200_000
 """Records kept waiting for the worker at most, so that the broker's disk stays small too."""
 
@@ -85,7 +86,7 @@ def slope_per_s(points: list[tuple[float, float]]) -> float:
 def soak(bench: Bench, plan: Generations, bounds: dict[str, str]) -> dict[str, Any]:
     """Run `plan` through one worker with `bounds`; memory, users and items by the worker's reports."""
     extra = {"WORKER__MAX_BATCH": "2000", "TRIGGER__EVENTS": "false", **bounds}
-    with bench.deployment(extra) as deployment:
+    with bench.deployment(extra, partitions=PARTITIONS) as deployment:
         deployment.worker()
         started, sent = time.monotonic(), 0
         step = plan.stay * max(1, AHEAD // (2 * plan.stay))
@@ -179,8 +180,8 @@ def _plot(result: dict[str, Any], path: Path) -> None:
 
 @click.command()
 @click.option("--events", default=3_600_000, show_default=True, help="Two hours at 500/s.")
-@click.option("--users", default=20_000, show_default=True, help="Active at a time.")
-@click.option("--items", default=20_000, show_default=True, help="Active at a time; the table's bound too.")
+@click.option("--users", default=20_000, show_default=True, help="Active at a time; also the bound.")
+@click.option("--items", default=20_000, show_default=True, help="Active at a time; also the bound.")
 @click.option("--stay", default=50_000, show_default=True, help="Events until half of both are new.")
 @click.option("--lists", is_flag=True, help="Answer every event too, from online scores.")
 @click.option("--bound", "bounds", multiple=True, help="SECTION__KEY=VALUE: a further bound.")
@@ -202,7 +203,8 @@ def main(
     events -= events % stay
     if lists:
         bounds = ("TRIGGER__EVENTS=true", *bounds)
-    set_bounds = {"MODELS__MAX_ITEMS": str(items)} | dict(bound.split("=", 1) for bound in bounds)
+    tables = {"MODELS__MAX_ITEMS": str(items), "USER_STATE__MAX_USERS": str(max(1, users // PARTITIONS))}
+    set_bounds = tables | dict(bound.split("=", 1) for bound in bounds)
     about = environment(1, quick)
     with open_bench(quick=quick) as bench:
         soaked = soak(bench, Generations(events, users, items, stay), set_bounds)

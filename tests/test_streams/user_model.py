@@ -15,7 +15,7 @@ from confluent_kafka import Message
 from online_models.item_state import ItemState
 from streams.intake import Batch, Intake
 from streams.learner import Learner, joined
-from streams.learning_log import Interactions
+from streams.learning_log import Interactions, decode_record, learning_batch
 from streams.records import Record
 from streams.settings import Settings, UserStateSettings, load_settings
 from streams.shards import Shard, Shards
@@ -123,6 +123,18 @@ class Worker:
         batch = self.admit(events)
         waves = batch.waves() if in_waves else [batch.accepted]
         return batch, joined([self.learner.learn(batch, wave) for wave in waves])
+
+    def apply(self, rows: Interactions | None) -> None:
+        """What every replica does with the rows, once they are in the log."""
+        self.follow(list(self.learner.log.pack(rows)) if rows is not None else [])
+
+    def follow(self, log: Iterable[bytes]) -> None:
+        """Learn records of the learning log, whoever wrote them."""
+        for value in log:
+            batch = learning_batch(decode_record(value, "here"), self.items.settings_digest, "here")
+            if batch is not None:
+                self.items.apply(batch)
+        self.learner.codes.follow(*self.items.take_changes())
 
     def show(self, user: str, items: list[str]) -> None:
         """The user gets a list, in every partition that knows the user."""

@@ -3,6 +3,7 @@ the clock."""
 
 from __future__ import annotations
 
+import copy
 import random
 import signal
 from collections.abc import Callable, Iterator
@@ -14,7 +15,6 @@ import pytest
 from online_models.item_state import ItemState, ModelSettings
 from streams.clients import make_producer, producer_config
 from streams.settings import Settings
-from streams.user_records import Shard
 from tests.integration.auditor import Run, assert_exactly_once, read_run, replayed_digests, violations
 from tests.integration.worker_process import Deployment, Input, WorkerProcess, deployment, stream_of
 
@@ -169,13 +169,12 @@ def _swapped(run: Run) -> Run:
 
 
 def _forgotten(run: Run) -> Run:
-    shards = dict(run.shards)
-    partition, shard = next((p, s) for p, s in shards.items() if s.users)
-    users = dict(list(shard.users.items())[1:])
-    shards[partition] = Shard(
-        partition, shard.settings, shard.factor_width, users, shard.next_offsets, stats=shard.stats
-    )
-    return replace(run, shards=shards)
+    """The changelog without one of its users."""
+    partition, full = next((p, records) for p, records in run.shards.items() if records.hot)
+    cut = copy.copy(full)
+    gone = next(iter(cut.hot))
+    cut.hot, cut.cold = ({k: v for k, v in kept.items() if k != gone} for kept in (full.hot, full.cold))
+    return replace(run, shards={**run.shards, partition: cut})
 
 
 DOCTORED: dict[str, Callable[[Run], Run]] = {

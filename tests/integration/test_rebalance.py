@@ -95,8 +95,8 @@ class Ghost:
 
 
 def test_a_lost_machine_is_replaced_and_its_open_transaction_fenced(fleet: Deployment) -> None:
-    """Within the session timeout and 3 s, and the restore, though the dead worker's transaction, open for a minute to come,
-    holds the changelog of one of its partitions and the group's offsets of all of them."""
+    """Within the session timeout and 3 s, and the restore, though the dead worker's transaction, open for a
+    minute to come, holds the changelog of one of its partitions and the group's offsets of all of them."""
     lost = fleet.worker("lost")
     heir = fleet.worker("heir")
     fleet.wait_shared(2)

@@ -78,7 +78,8 @@ def _check_replicas(fleet: Deployment, folders: list[Path]) -> None:
 
 def test_two_workers_one_stopped_one_killed(fleet: Deployment, tmp_path: Path) -> None:
     folders = [tmp_path / "snapshots-a", tmp_path / "snapshots-b"]
-    common = {**SMALL, "WORKER__SNAPSHOT_INTERACTIONS": "100", "WORKER__SNAPSHOTS_KEPT": "100"}
+    often = {"WORKER__SNAPSHOT_INTERACTIONS": "100", "WORKER__SNAPSHOT_S": "0"}
+    common = {**SMALL, **often, "WORKER__SNAPSHOTS_KEPT": "100"}
     workers: list[WorkerProcess] = [
         fleet.worker(None, **common, STATE__DIR=str(folder)) for folder in folders
     ]

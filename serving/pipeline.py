@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -23,7 +24,7 @@ from serving.query import Query, QueryBatch, RankedBatch, RankedList
 from serving.ranker.layout import warm_up
 from serving.ranker.ranker import Ranker
 from serving.retrieval import FactorCandidates, Retriever
-from serving.scoring import RankerView, Scores, score
+from serving.scoring import Opinion, RankerView, Scores, blended, ranker_opinion, score
 from serving.settings import ServingSettings
 
 __all__ = ["Pipeline"]
@@ -33,6 +34,21 @@ Int32 = npt.NDArray[np.int32]
 MAX_CELLS = 262_144
 """Candidates of one call of the kernels, padding included: one request may name 10,000, which would widen
 every user's row. 5 MB."""
+
+
+OVERLAPPED = 64
+"""Queries scored at once by the ranker where there are many: it runs beside the rest of the pipeline."""
+
+
+@dataclass(slots=True)
+class _Part:
+    """A part of a batch that the ranker is scoring."""
+
+    start: int
+    batch: QueryBatch
+    wanted: kernels.Wanted
+    found: kernels.Found
+    opinion: Future[Opinion]
 
 
 class Pipeline:
@@ -55,6 +71,7 @@ class Pipeline:
         self.settings = settings
         self._retriever = Retriever(items, settings, nearest)
         self._view: RankerView | None = None
+        self._scorer = ThreadPoolExecutor(1, thread_name_prefix="ranker")
         self._warm_up()
 
     def use(self, ranker: Ranker | None) -> None:
@@ -102,7 +119,9 @@ class Pipeline:
     def _in_parts(self, batch: QueryBatch, allowed: Filter, view: RankerView | None) -> RankedBatch:
         rooms = self._retriever.rooms(batch)
         if len(batch) * int(rooms.max()) <= MAX_CELLS:
-            return self._rank(batch, allowed, view)
+            if view is None or len(batch) < 2 * OVERLAPPED:
+                return self._rank(batch, allowed, view)
+            return self._overlapped(batch, allowed, view)
         ranked = RankedBatch.empty(len(batch), int(np.minimum(batch.count, rooms).max()))
         for positions in _parts(rooms):
             part = self._rank(batch.take(positions), allowed, view)
@@ -112,9 +131,44 @@ class Pipeline:
                 break
         return ranked
 
+    def _overlapped(self, batch: QueryBatch, allowed: Filter, view: RankerView) -> RankedBatch:
+        """In parts, the ranker scoring one in a thread of its own while this one retrieves the next."""
+        n = len(batch)
+        ranked = RankedBatch.empty(n, int(batch.count.max()))
+        index = view.index(self.items.items.ids)
+        begun: list[_Part] = []
+        for start in range(0, n, OVERLAPPED):
+            part = batch.part(start, min(start + OVERLAPPED, n))
+            wanted, found = self._retriever.retrieve(part, allowed)
+            opinion = self._scorer.submit(ranker_opinion, wanted, found, view, index)
+            begun.append(_Part(start, part, wanted, found, opinion))
+            if len(begun) > 1:
+                self._finish(begun.pop(0), view, ranked)
+        for rest in begun:
+            self._finish(rest, view, ranked)
+        return ranked
+
+    def _finish(self, begun: _Part, view: RankerView, ranked: RankedBatch) -> None:
+        scores = blended(begun.batch.seen_count, begun.found, begun.opinion.result(), self.settings)
+        part = self._ordered(begun.batch, begun.wanted, begun.found, scores, view)
+        ranked.put(np.arange(begun.start, begun.start + len(part)), part)
+        ranked.ranker = part.ranker
+        ranked.degraded = ranked.degraded or part.degraded
+
     def _rank(self, batch: QueryBatch, allowed: Filter, view: RankerView | None) -> RankedBatch:
         wanted, found = self._retriever.retrieve(batch, allowed)
         scores = score(wanted, batch.seen_count, found, self.items, view, self.settings)
+        return self._ordered(batch, wanted, found, scores, view)
+
+    def _ordered(
+        self,
+        batch: QueryBatch,
+        wanted: kernels.Wanted,
+        found: kernels.Found,
+        scores: Scores,
+        view: RankerView | None,
+    ) -> RankedBatch:
+        """The best of the candidates, best first, with their reasons."""
         ranked = RankedBatch.empty(len(batch), min(int(batch.count.max()), found.rows.shape[1]))
         self._choose(wanted.count, found, scores, ranked)
         self._retriever.explain(wanted, ranked)

@@ -82,6 +82,20 @@ class QueryBatch:
             requests=special or None,
         )
 
+    def part(self, start: int, stop: int) -> QueryBatch:
+        """The queries from `start` up to `stop`, as views."""
+        first = int(self.blocked_end[start - 1]) if start else 0
+        requests = self.requests or {}
+        return QueryBatch(
+            recent=self.recent[start:stop],
+            blocked=self.blocked[first : int(self.blocked_end[stop - 1])],
+            blocked_end=self.blocked_end[start:stop] - np.int32(first),
+            seen_count=self.seen_count[start:stop],
+            factors=self.factors[start:stop],
+            count=self.count[start:stop],
+            requests={n - start: requests[n] for n in requests if start <= n < stop} or None,
+        )
+
     def take(self, positions: npt.NDArray[np.intp]) -> QueryBatch:
         """The queries at some positions, in that order."""
         parts = np.split(self.blocked, self.blocked_end[:-1])
@@ -145,9 +159,9 @@ class RankedBatch:
 
     def put(self, positions: npt.NDArray[np.intp], part: RankedBatch) -> None:
         """Put a part's lists at some positions."""
-        width = part.rows.shape[1]
+        width = min(part.rows.shape[1], self.rows.shape[1])  # what is wider is padding: room that nobody had
         for name in ("rows", "scores", "sources", "kinds", "because"):
-            getattr(self, name)[positions, :width] = getattr(part, name)
+            getattr(self, name)[positions, :width] = getattr(part, name)[:, :width]
         self.length[positions] = part.length
         for new, items in part.unknown.items():
             self.unknown[int(positions[new])] = items

@@ -30,10 +30,13 @@ from serving.ranker.errors import RankerError
 from serving.ranker.ranker import Ranker
 from serving.settings import ServingSettings
 
-__all__ = ["RankerView", "Scores", "score"]
+__all__ = ["Opinion", "RankerView", "Scores", "blended", "ranker_opinion", "score"]
 
 Int32 = npt.NDArray[np.int32]
 Float32 = npt.NDArray[np.float32]
+
+Opinion = tuple[Float32, str | None]
+"""The ranker's logits float32[n, C], and why there are none; see `ranker_opinion`."""
 
 FLOOR = 1.0
 """ε: what an unrelated item gets, as a share of the mean one's; without it log 0 would rule an item out."""
@@ -71,10 +74,6 @@ class RankerView:
             self._known = rows
         return self._index[:rows]
 
-    def score(self, recent: Int32, rows: Int32, items: ItemState) -> Float32:
-        """Logits float32[n, C] of candidate rows for the users' recent rows; NaN where unknown."""
-        return self.ranker.score_rows(recent, rows, self.index(items.items.ids))
-
     def _looked_up(self, ids: Sequence[str]) -> Int32:
         return np.maximum(self.ranker.index_of(ids), 0).astype(np.int32)
 
@@ -88,9 +87,13 @@ def score(
     settings: ServingSettings,
 ) -> Scores:
     """Score every candidate; a ranker that fails leaves the online scores, and says why."""
-    width = int(found.length.max())
-    rows = np.ascontiguousarray(found.rows[:, :width])  # another layout would be another kernel to compile
-    logits, degraded = _ranker_logits(wanted.recent, rows, items, ranker)
+    opinion = ranker_opinion(wanted, found, ranker, None if ranker is None else ranker.index(items.items.ids))
+    return blended(seen_count, found, opinion, settings)
+
+
+def blended(seen_count: Int32, found: kernels.Found, opinion: Opinion, settings: ServingSettings) -> Scores:
+    """One score for every candidate, from the online models' scores in `found` and the ranker's opinion."""
+    logits, degraded = opinion
     seen = seen_count.astype(np.float64)
     experience = seen / (seen + settings.factor_experience_items + 1e-9)
     weights = (
@@ -99,19 +102,24 @@ def score(
         settings.factor_weight,
         settings.ranker_weight,
     )
-    blended = np.empty(found.rows.shape, dtype=np.float32)
-    blend(found, logits, experience, weights, FLOOR, blended)
-    return Scores(blended, degraded)
+    scores = np.empty(found.rows.shape, dtype=np.float32)
+    blend(found, logits, experience, weights, FLOOR, scores)
+    return Scores(scores, degraded)
 
 
-def _ranker_logits(
-    recent: Int32, rows: Int32, items: ItemState, ranker: RankerView | None
-) -> tuple[Float32, str | None]:
-    """Logits float32[n, C], or [n, 0] where there is no ranker or it failed, and why it did."""
-    none = np.empty((len(rows), 0), dtype=np.float32)
-    if ranker is None or not rows.shape[1]:
+def ranker_opinion(
+    wanted: kernels.Wanted, found: kernels.Found, ranker: RankerView | None, index: Int32 | None
+) -> Opinion:
+    """The ranker's logits of the candidates, [n, 0] where there is no ranker or it failed, and why it did.
+
+    `index` is `RankerView.index` as of now: with it this may run in a thread of its own, and changes nothing.
+    """
+    none = np.empty((len(found.rows), 0), dtype=np.float32)
+    width = int(found.length.max())
+    if ranker is None or index is None or not width:
         return none, None
+    rows = np.ascontiguousarray(found.rows[:, :width])  # another layout would be another kernel to compile
     try:
-        return ranker.score(recent, rows, items), None
+        return ranker.ranker.score_rows(wanted.recent, rows, index), None
     except RankerError as error:
         return none, f"ranker: {error}"

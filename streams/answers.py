@@ -50,8 +50,7 @@ class Answers:
         self._topic = settings.names["recommendations"]
         self._headers = [("worker", worker.encode()), ("epoch", str(epoch).encode())]
         self._nobody = pipeline.items.start_users([""])[0] * 0
-        self.sent_ms: list[int] = []
-        """Kafka times of the records that the lists of this batch answer, for the latency histogram."""
+        self._sent_ms: list[int] = []
         self._coalesced = 0
 
     def waves(self, batch: Batch, source: Source) -> Iterator[tuple[Int32, Int32]]:
@@ -76,6 +75,11 @@ class Answers:
                 self._shards[p].stats.coalesced += n
         self._coalesced += len(left_out)
         yield batch.accepted, batch.accepted[newest]
+
+    def take_sent_ms(self) -> list[int]:
+        """Kafka times, ms, of the records that the lists since the last call answer."""
+        sent_ms, self._sent_ms = self._sent_ms, []
+        return sent_ms
 
     def take_coalesced(self) -> int:
         """Lists coalesced since the last call."""
@@ -196,7 +200,7 @@ class Answers:
                 stats = self._shards[p].stats
                 stats.recommendations += n
                 stats.degraded += n * (ranked.degraded is not None)
-        self.sent_ms += kafka_ms
+        self._sent_ms += kafka_ms
         return OutputRecords(self._topic, None, keys, values, self._headers)
 
 

@@ -2,8 +2,8 @@
 
 The order, for the partitions that a rebalance hands to this worker:
 
-1. Take the high watermark of the changelog, with an uncommitted reader: all that the predecessor committed
-   lies below it.
+1. `streams.takeover.settle` has seen to it that nothing a former owner began may still be committed. Take the
+   high watermark of the changelog, with an uncommitted reader: all that was committed lies below it.
 2. Read the changelog, committed records only, until the position is there. Where an open transaction stands
    in the way and its owner has left the group, fence it instead of waiting for its timeout.
 3. Read on in `events` and `requests` where the partition's own record says; only where there is none, where
@@ -21,14 +21,13 @@ from dataclasses import dataclass, field
 import msgspec
 from confluent_kafka import Consumer, TopicPartition
 
-from streams.clients import admin
 from streams.errors import DataLossError, TopicLayoutError
 from streams.events import PartitionStats
 from streams.reading import PartitionId, PartitionReader, partitions_of, watermarks, where
 from streams.records import Record
 from streams.settings import Settings
+from streams.takeover import fence_absent
 from streams.topic_admin import topic_ids
-from streams.transaction import fence
 from streams.user_records import PARTITION_KEY, ChangelogRecord, PartitionRecord, ShardRecords
 from streams.user_table import UserTable
 
@@ -103,13 +102,9 @@ class Shard:
 class Shards:
     """The partitions that this worker owns, and their users."""
 
-    def __init__(
-        self, settings: Settings, group: str, transactional_id: str, type_names: Sequence[str]
-    ) -> None:
+    def __init__(self, settings: Settings, transactional_id: str, type_names: Sequence[str]) -> None:
         self._settings = settings
-        self._group = group
-        self._transactional_id = transactional_id
-        self._fenced: set[str] = set()
+        self._fenced = {transactional_id}
         self.owned: dict[int, Shard] = {}
         self.users = UserTable(settings.user_state, settings.models.factors.dimension, type_names)
 
@@ -141,8 +136,7 @@ class Shards:
                 found[message.partition()].add(key, value, where(message))
 
         def stuck(behind: set[PartitionId]) -> None:
-            for _, partition in behind:
-                self._fence_owner(found[partition])
+            fence_absent(self._settings, {partition for _, partition in behind}, self._fenced)
 
         try:
             timeouts = self._settings.worker
@@ -168,26 +162,6 @@ class Shards:
             time.monotonic() - started,
         )
         return True
-
-    def _fence_owner(self, records: ShardRecords) -> None:
-        """Abort what the partition's last owner left open, once it has left the group."""
-        record = records.record()
-        if record is None or record.worker in self._members():
-            return
-        owner = record.transactional_id
-        if owner == self._transactional_id or owner in self._fenced:
-            return
-        self._fenced.add(owner)
-        fence(self._settings, owner)
-
-    def _members(self) -> set[str]:
-        """Client ids in the group: a worker's client id is its worker id."""
-        timeout_s = self._settings.worker.rpc_timeout_s
-        client = admin(self._settings)
-        described = client.describe_consumer_groups([self._group], request_timeout=timeout_s)[
-            self._group
-        ].result()
-        return {member.client_id for member in described.members}
 
 
 def start_offsets(

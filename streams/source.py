@@ -27,6 +27,11 @@ log = logging.getLogger("freshet.source")
 Callback = Callable[[Consumer, list[TopicPartition]], None]
 
 
+TIMES_LOOKED_AT = 64
+"""Records of a batch whose times are looked at, for the age of what still waits: all would cost a microsecond
+each."""
+
+
 class Source:
     """Consumes for the workers' group, with the shards following each rebalance.
 
@@ -45,12 +50,15 @@ class Source:
         static: bool,
         should_stop: Callable[[], bool],
         on_state: Callable[[str], None],
+        settle: Callable[[], None] = lambda: None,
     ) -> None:
+        """`settle` is called before partitions are given up: what is on its way is committed first."""
         self._settings = settings
         self._shards = shards
         self._transactional_id = transactional_id(settings, worker_id)
         self._should_stop = should_stop
         self._on_state = on_state
+        self._settle = settle
         config = consumer_config(
             settings, group=settings.worker_group, instance_id=worker_id if static else None
         )
@@ -135,6 +143,7 @@ class Source:
             )
 
     def _revoked(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
+        self._settle()
         self.generation += 1
         log.info("revoked %s", [f"{tp.topic}[{tp.partition}]" for tp in partitions])
         for tp in partitions:
@@ -202,24 +211,25 @@ class Source:
             self.consumer.assign(assigned)
 
     def _good(self, messages: list[Message]) -> list[Record]:
-        good: list[Record] = []
-        for message in messages:
-            error = message.error()
-            if error is None:
-                record = cast(Record, message)
-                good.append(record)
-                self._last_time_ms[record.topic(), record.partition()] = record.timestamp()[1]
-            elif error.code() == KafkaError.INVALID_SESSION_TIMEOUT:
+        good = [cast(Record, message) for message in messages if message.error() is None]
+        for record in (*good[:: max(1, len(good) // TIMES_LOOKED_AT)], *good[-1:]):
+            self._last_time_ms[record.topic(), record.partition()] = record.timestamp()[1]
+        if len(good) < len(messages):
+            self._explain([error for message in messages if (error := message.error()) is not None])
+        return good
+
+    def _explain(self, errors: list[KafkaError]) -> None:
+        """Raise what can't be waited out, tell the rest."""
+        for error in errors:
+            if error.code() == KafkaError.INVALID_SESSION_TIMEOUT:
                 raise SettingsError(
                     "setting worker.session_timeout_s: the broker does not take"
                     f" {self._settings.worker.session_timeout_s:g} s ({error.name()}). Choose one between its"
                     " group.min.session.timeout.ms (6000 by default) and group.max.session.timeout.ms."
                 )
-            elif error.fatal() or error.code() in _FATAL:
+            if error.fatal() or error.code() in _FATAL:
                 raise fatal_error(error, f"consuming as {self._settings.worker_group}")
-            else:
-                log.warning("consumer: %s; retried (%d)", named(error), RETRIES.count("consume"))
-        return good
+            log.warning("consumer: %s; retried (%d)", named(error), RETRIES.count("consume"))
 
     def name(self, topic: str) -> str:
         """The table's name of an input topic, without the prefix."""

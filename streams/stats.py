@@ -6,6 +6,7 @@ import logging
 import os
 import socket
 import time
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -13,8 +14,8 @@ import msgspec
 from serving.registry.swap import SwapEvent
 from streams.clients import make_producer, producer_config
 from streams.events import WorkerStats
-from streams.intake import Batch
 from streams.metrics import LatencyHistogram, StageClock, rss_bytes
+from streams.retries import RETRIES
 
 if TYPE_CHECKING:
     from streams.worker import Worker
@@ -24,6 +25,17 @@ __all__ = ["StatsReporter"]
 log = logging.getLogger("freshet.stats")
 
 REFUSED_KEPT = 20
+
+
+@dataclass(slots=True)
+class Committed:
+    """What is counted of a batch once it is committed."""
+
+    records: int
+    requests: int
+    coalesced: int
+    sent_ms: list[int]
+    """Kafka times of the records that its lists answer."""
 
 
 class StatsReporter:
@@ -67,18 +79,18 @@ class StatsReporter:
             self._refused = [*self._refused, event.reason][-REFUSED_KEPT:]
             log.error("%s; %s goes on serving", event.reason, event.previous or "the online models alone")
 
-    def count(self, batch: Batch, lists: int, coalesced: int, sent_ms: list[int]) -> None:
+    def count(self, batch: Committed) -> None:
         """Count a committed batch; its latencies end here, where its lists have become readable."""
         transactions = self._worker.transactions
         self.committed += bool(batch.records or batch.requests)  # progress: not merely a place in the log
         self._events += batch.records
-        self._lists += lists
-        self._coalesced += coalesced
+        self._lists += len(batch.sent_ms)
+        self._coalesced += batch.coalesced
         self._transactions += 1
         self._commit_s += transactions.commit_s
         transactions.commit_s = 0.0
         now_ms = time.time() * 1000
-        for moment in sent_ms:
+        for moment in batch.sent_ms:
             self._latency.add(now_ms - moment)
 
     def report_if_due(self) -> None:
@@ -130,6 +142,7 @@ class StatsReporter:
             swaps=self._swaps,
             refused=self._refused,
             rss_bytes=rss_bytes(),
+            retries=RETRIES.counts(),
         )
 
     def close(self) -> None:

@@ -10,6 +10,10 @@ So, before anything is read:
 2. Where it does not answer: the open transaction's owner stands in the partition's newest record of
    `user-state`, committed or not. If it has left the group it is fenced, which aborts its transaction now
    instead of after its timeout.
+3. Where it still does not answer when every transaction has timed out, go on: the former owners' producers
+   are fenced by then. Kafka 4.3.1, killed with -9 while a transaction was open, was seen to end it after its
+   restart without the mark in `__consumer_offsets`, after which stable offsets never come again. The
+   partition's own record, in its changelog, says where to read on.
 
 Reference: KIP-447, Producer scalability for exactly once semantics; KIP-98, section on zombie fencing.
 """
@@ -65,7 +69,7 @@ def settle(
     """Steps 1 and 2 for newly assigned `partitions`; False when `should_stop` ended it early.
 
     Raises:
-        BrokerUnavailableError: no stable offsets within the time in which any open transaction times out.
+        BrokerUnavailableError: the broker answers nothing at all.
         KafkaException: an error that waiting does not mend (not authorised).
     """
     timeouts = settings.worker
@@ -76,13 +80,30 @@ def settle(
         if reason is None:
             return True
         RETRIES.count("metadata")
-        if time.monotonic() > deadline:
-            raise BrokerUnavailableError(
-                f"{settings.bootstrap_servers}: no stable offsets of {settings.worker_group}: {reason}. A"
-                " transaction of another worker may be open: it is aborted after its timeout."
-            )
         fence_absent(settings, {tp.partition for tp in partitions}, fenced)  # 2
+        if time.monotonic() > deadline:
+            _check_answers(settings, reason)
+            log.error(
+                "%s: no stable offsets of %s (%s), though every transaction that was open has timed out: the"
+                " broker has lost the mark that ends one. Going on by the changelog, which says where to read"
+                " on.",
+                settings.bootstrap_servers,
+                settings.worker_group,
+                reason,
+            )
+            return True
     return False
+
+
+def _check_answers(settings: Settings, reason: str) -> None:
+    """A broker that is gone gives no offsets either: then nothing is known, and waiting goes on elsewhere."""
+    try:
+        watermarks(settings, [(settings.names["user-state"], 0)])
+    except KafkaException as error:
+        raise BrokerUnavailableError(
+            f"{settings.bootstrap_servers}: no stable offsets of {settings.worker_group} ({reason}), and the"
+            f" broker does not answer ({named(error.args[0])}). Is it up?"
+        ) from error
 
 
 def fence_absent(settings: Settings, numbers: Iterable[int], fenced: set[str]) -> None:

@@ -6,7 +6,11 @@
 4. Send the consumed offsets, as positions, with the group's metadata of this very moment: the broker then
    refuses the batch of a worker that has lost its partitions.
 5. Commit. Only now is anything of the batch visible to readers of committed records.
-6. Only now may the batch be counted and the next one begin.
+6. Only now may the batch be counted and the next one's transaction begin.
+
+Where the worker is behind, 4 and 5 wait for the broker in a thread of their own, while the next batch is
+computed (1): its transaction begins when this one is committed, and if this one is lost, so is what was
+computed on it.
 
 An error or a timeout anywhere in 2 to 5 leaves memory ahead of the log. There is no way back from that but
 the log itself: `TransactionLostError` tells the worker to throw its producer and its shards away and restore.
@@ -19,7 +23,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -92,6 +97,7 @@ class Transactions:
         self._failed: tuple[KafkaError, str] | None = None
         self.committed = 0
         self.commit_s = 0.0
+        self._started = 0.0
         if self.exactly_once:
             _initialise(self._producer, transactional_id, OUTAGE_S, self._stop)
 
@@ -101,22 +107,45 @@ class Transactions:
         consumer: Consumer,
         offsets: list[TopicPartition],
     ) -> None:
-        """Steps 2 to 5 for one batch.
+        """Steps 2 to 5 for one batch; raises what `begin` and `finish` raise."""
+        self.begin(records)
+        self.finish(consumer, offsets)
+
+    def begin(self, records: Iterable[OutputRecord | OutputRecords]) -> None:
+        """Steps 2 and 3: on their way to the broker when this returns.
+
+        Raises:
+            TransactionLostError: the batch can't be committed; memory must be restored from the log.
+            WorkerFencedError: another process has taken this one's place; this one must end.
+        """
+        self._started = time.perf_counter()
+        with self._explained():
+            if self.exactly_once:
+                self._producer.begin_transaction()  # 2
+            self._produce(records)  # 3
+
+    def finish(self, consumer: Consumer, offsets: list[TopicPartition]) -> None:
+        """Steps 4 and 5, in any thread, while no other transaction is begun.
 
         Raises:
             TransactionLostError: the batch may not have been committed; memory must be restored from the log.
             WorkerFencedError: another process has taken this one's place; this one must end.
         """
-        started = time.perf_counter()
-        try:
+        with self._explained():
             if self.exactly_once:
-                self._commit_transaction(records, consumer, offsets)
+                self._commit_transaction(consumer, offsets)
             else:
-                self._flush_then_commit(records, consumer, offsets)
+                self._flush_then_commit(consumer, offsets)
+        self.committed += 1
+        self.commit_s += time.perf_counter() - self._started
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        """librdkafka's errors as the two kinds that the worker tells apart, and those that end it."""
+        try:
+            yield
         except (KafkaException, SystemError) as error:
             raise self._failure(cause_of(error)) from error
-        self.committed += 1
-        self.commit_s += time.perf_counter() - started
 
     def _failure(self, cause: KafkaError) -> FreshetError:
         """The error to raise for `cause`, after the transaction was aborted where that is allowed."""
@@ -143,15 +172,8 @@ class Transactions:
             f"transaction of {self.transactional_id} failed: {named(cause)}; state is restored from the log"
         )
 
-    def _commit_transaction(
-        self,
-        records: Iterable[OutputRecord | OutputRecords],
-        consumer: Consumer,
-        offsets: list[TopicPartition],
-    ) -> None:
+    def _commit_transaction(self, consumer: Consumer, offsets: list[TopicPartition]) -> None:
         producer = self._producer
-        producer.begin_transaction()  # 2
-        self._produce(records)  # 3
         group = _membership(consumer)
         self._patiently(lambda slice_s: producer.send_offsets_to_transaction(offsets, group, slice_s))  # 4
         self._patiently(producer.commit_transaction)  # 5
@@ -160,13 +182,7 @@ class Transactions:
     def _patiently(self, call: Callable[[float], object]) -> None:
         self._stop.patiently(call, self._timeout_s)
 
-    def _flush_then_commit(
-        self,
-        records: Iterable[OutputRecord | OutputRecords],
-        consumer: Consumer,
-        offsets: list[TopicPartition],
-    ) -> None:
-        self._produce(records)
+    def _flush_then_commit(self, consumer: Consumer, offsets: list[TopicPartition]) -> None:
         left = self._producer.flush(self._timeout_s)
         self._check_deliveries()
         if left:

@@ -92,6 +92,6 @@ def compile_kernels(settings: Settings) -> None:
 
 
 def _shards(settings: Settings, intake: Intake) -> Shards:
-    shards = Shards(settings, "warm-up", "warm-up", intake.reader.type_names)
+    shards = Shards(settings, "warm-up", intake.reader.type_names)
     shards.owned.update({p: Shard(p) for p in range(PARTITIONS)})
     return shards

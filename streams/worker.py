@@ -3,14 +3,16 @@
     events ─► decode, validate, dedupe ─► learn ─► retrieve, filter, score, explain ─► recommendations
        └─► events-dlq                       └─► interactions ─► (read back) item models of every worker
 
-One thread does it all, in this order, so that nothing is half done when a rebalance or a signal comes:
+One thread does it all, in this order, so that nothing is half done when a rebalance or a signal comes (only
+waiting for the broker, and ONNX Runtime, have threads of their own):
 
 1. Follow the learning log, the catalogue and the models topic; swap the ranker if a new one is ready.
 2. Take what has arrived, up to `worker.max_batch` records: one or two when it is quiet, hundreds when
    behind.
 3. Decode, validate, drop duplicates.
 4. Wave by wave (a user's events one after the other): learn, then make the lists.
-5. Commit everything in one transaction (`streams.transaction` numbers its order).
+5. Commit everything in one transaction (`streams.transaction` numbers its order); behind, while the next
+   batch is computed.
 
 An error in 5 leaves memory ahead of the log: the worker throws its producer, its place in the group and its
 shards away, and restores from the log (`_session`).
@@ -23,6 +25,7 @@ import logging
 import math
 import secrets
 import time
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 from confluent_kafka import TopicPartition
@@ -43,10 +46,10 @@ from streams.replica import Replica
 from streams.settings import Settings
 from streams.shards import Shards
 from streams.source import Source
-from streams.stats import StatsReporter
+from streams.stats import Committed, StatsReporter
 from streams.stopping import Stop
 from streams.topic_admin import check_layout
-from streams.transaction import OutputRecord, OutputRecords, Transactions
+from streams.transaction import OutputRecord, OutputRecords, Transactions, transactional_id
 from streams.validation import EventValidator
 from streams.warm_up import compile_kernels
 
@@ -73,8 +76,9 @@ class Worker:
         self.static = worker_id is not None
         self.id = worker_id or f"worker-{secrets.token_hex(4)}"
         self.epoch = int(time.time() * 1000)
-        self.transactional_id = f"{settings.topics.prefix}freshet-{self.id}"
+        self.transactional_id = transactional_id(settings, self.id)
         self._stop = Stop()
+        self._committer = ThreadPoolExecutor(1, thread_name_prefix="commit")
         self.serving = False
 
     def stop(self) -> None:
@@ -134,8 +138,9 @@ class Worker:
         """Join the group and serve until stopped, or until a transaction is lost."""
         settings = self.settings
         self.transactions = Transactions(settings, self.transactional_id, self._stop)
+        self._committing: tuple[Future[None], Committed] | None = None
         kinds = self.intake.reader.type_names
-        self.shards = Shards(settings, settings.worker_group, self.transactional_id, kinds)
+        self.shards = Shards(settings, self.transactional_id, kinds)
         self.learner = Learner(settings, self.replica.items, self.shards, self.partitions["events"])
         self.source = Source(
             settings,
@@ -144,6 +149,7 @@ class Worker:
             static=self.static,
             should_stop=self._stop.is_set,
             on_state=self.stats.state,
+            settle=self._settle,
         )
         self.answers = Answers(settings, self.pipeline, self.shards, self.learner.codes, self.id, self.epoch)
         self.bounds = Bounds(settings.user_state, self.shards, self.learner.codes)
@@ -151,6 +157,7 @@ class Worker:
         try:
             while not self._stop.is_set():
                 self._step()
+            self._settle()
         finally:
             rejects = self.item_rejects
             self._stop.finish(
@@ -170,6 +177,8 @@ class Worker:
         with clock.stage("wait"):
             messages = self.source.poll(self.settings.worker.max_batch, self.settings.worker.poll_s)  # 2
             offsets = self.source.positions()
+        if not messages:
+            self._settle()
         bad_items = self._rejected_items()
         if messages or offsets or bad_items:
             self._handle(messages, offsets, bad_items, clock)
@@ -207,10 +216,38 @@ class Worker:
             self.bounds.keep()
             records = [*lists, *self._state_records(batch, interactions, offsets)]
         with clock.stage("commit"):
-            self.transactions.commit(records, self.source.consumer, offsets)  # 5
+            self._commit(records, offsets, batch, coalesced)  # 5
+
+    def _commit(
+        self,
+        records: list[OutputRecord | OutputRecords],
+        offsets: list[TopicPartition],
+        batch: Batch,
+        coalesced: int,
+    ) -> None:
+        """Step 5. Behind, the broker is waited for beside the next batch; else here, for latency's sake."""
+        counted = Committed(batch.records, len(batch.requests), coalesced, self.answers.take_sent_ms())
+        self._settle()
+        self.transactions.begin(records)
         self.source.committed(offsets)
-        self.stats.count(batch, len(self.answers.sent_ms), coalesced, self.answers.sent_ms)
-        self.answers.sent_ms.clear()
+        if batch.records < self.settings.worker.max_batch:
+            self.transactions.finish(self.source.consumer, offsets)
+            self.stats.count(counted)
+        else:
+            finished = self._committer.submit(self.transactions.finish, self.source.consumer, offsets)
+            self._committing = finished, counted
+
+    def _settle(self) -> None:
+        """Wait until what was begun is committed, and count it.
+
+        Raises:
+            TransactionLostError, WorkerFencedError, FreshetError: it was not.
+        """
+        if self._committing is None:
+            return
+        (finished, counted), self._committing = self._committing, None
+        finished.result()
+        self.stats.count(counted)
 
     def _learn_and_answer(
         self, batch: Batch, clock: StageClock

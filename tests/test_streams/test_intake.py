@@ -322,7 +322,7 @@ def test_an_id_in_two_partitions_is_two_users() -> None:
 def test_an_intake_outlives_the_shards_it_fills() -> None:
     worker = Worker(settings_of())
     worker.take([Ev("u", "e1")])
-    other = Shards(worker.settings, "group", "other", worker.intake.reader.type_names)
+    other = Shards(worker.settings, "other", worker.intake.reader.type_names)
     other.owned[0] = Shard(0)
     assert isinstance(worker.intake, Intake)
     batch = worker.intake.admit(worker.messages([Ev("u", "e1")]), other)

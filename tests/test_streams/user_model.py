@@ -97,7 +97,7 @@ class Worker:
         self._join()
 
     def _join(self) -> None:
-        self.shards = Shards(self.settings, "group", "transactional-id", self.intake.reader.type_names)
+        self.shards = Shards(self.settings, "transactional-id", self.intake.reader.type_names)
         self.shards.owned.update({p: Shard(p) for p in range(PARTITIONS)})
         self.learner = Learner(self.settings, self.items, self.shards, PARTITIONS)
 

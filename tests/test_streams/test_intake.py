@@ -131,6 +131,15 @@ def test_a_dead_letter_is_the_record_as_it_came() -> None:
     assert _dead(letter)[0] == "not_utf8"
 
 
+def test_dead_letters_stand_in_order_of_arrival_whatever_their_reason() -> None:
+    worker = _guarded(100, 1.0)
+    batch = worker.intake.admit(_stream("gblbggllb"), worker.shards)
+    assert [_dead(letter)[::3] for letter in batch.dead] == [
+        ("invalid_json", 1), ("late", 2), ("invalid_json", 3), ("late", 6), ("late", 7), ("invalid_json", 8),
+    ]  # fmt: skip
+    assert batch.events.index[batch.accepted].tolist() == [0, 4, 5]
+
+
 def test_what_a_late_event_is_told_is_what_was_newest_then() -> None:
     worker = Worker(settings_of(validation={"lateness_s": 10.0}))
     batch = worker.admit(

@@ -199,6 +199,23 @@ def test_evicted_and_seen_again_is_the_newest_after_a_restore() -> None:
     assert user["seen"] == ["x", "d", "b"]
 
 
+def test_larger_caps_bring_no_item_twice() -> None:
+    worker = Worker(settings_of(user_state={"seen": 3}))
+    worker.take([Ev("u", f"e{n}", n, item) for n, item in enumerate("abc" + "x" * 29)])
+    worker.commit()
+    worker.take([Ev("u", f"f{n}", n, item) for n, item in enumerate("db")])
+    worker.commit()
+    wide = UserStateSettings(seen=10)
+    records = ShardRecords(0, wide)
+    for key, value in worker.log[0]:
+        records.add(key, value, "here")
+    table = UserTable(wide, DIMENSION, ["good"])
+    table.restore(records)
+    [user] = live_users(table).values()
+    assert user["seen"] == list(records.user(b"u").seen) == ["c", "x", "d", "b"]
+    check_table(table, (wide.recent, wide.seen, wide.dedupe_entries))
+
+
 def test_touched_users_of_a_partition_that_went_away_are_not_written() -> None:
     worker = Worker(settings_of())
     worker.take([Ev("u", "e1", partition=0), Ev("u", "e2", partition=1), Ev("v", "e3", partition=1)])

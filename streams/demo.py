@@ -11,6 +11,7 @@ import logging
 import os
 import signal
 import socket
+import subprocess
 import sys
 import tempfile
 import threading
@@ -89,6 +90,7 @@ class Demo:
         processes.owns_folder(folder)
         data = self._load()
         total = min(self._limit or len(data.events), len(data.events))
+        self._compile()
         settings, environment = self._start_broker(processes, folder, total)
         self._start_processes(processes, folder, environment, settings)
         watch = Watch(settings, [f"demo-{n}" for n in range(1, self._workers + 1)])
@@ -102,6 +104,11 @@ class Demo:
         if self._keep:
             self._stay(processes)
         return 0 if summary["lag"] == 0 and summary["accounted"] else 1
+
+    def _compile(self) -> None:
+        """Once for all workers: each would else do the same beside the others."""
+        self._say("kernels: the first start on a machine compiles them, a minute or so")
+        subprocess.run([sys.executable, "-m", "streams.warm_up"], check=True, stdout=subprocess.DEVNULL)
 
     def _load(self) -> Dataset:
         self._say(f"data set: {self._dataset}")

@@ -51,7 +51,7 @@ from streams.stopping import Stop
 from streams.topic_admin import check_layout
 from streams.transaction import OutputRecord, OutputRecords, Transactions, transactional_id
 from streams.validation import EventValidator
-from streams.warm_up import compile_kernels
+from streams.warm_up import compile_all
 
 __all__ = ["Worker"]
 
@@ -60,6 +60,8 @@ log = logging.getLogger("freshet.worker")
 FENCED_AGAIN_S = 60.0
 """A worker that was only asleep is fenced once; one that is fenced again so soon has a twin, and gives
 way."""
+COMPILED_S = 5.0
+"""Loading the kernels from disk takes less."""
 INDEX_S = 0.1
 """Between two looks at which items have moved, for the index of nearest items in a large catalogue."""
 MOVED_AT_ONCE = 256
@@ -104,7 +106,8 @@ class Worker:
         """Everything that a session needs and that outlives it."""
         wait_for_broker(self.settings, self.settings.worker.rpc_timeout_s)
         self.partitions = check_layout(self.settings)
-        compile_kernels(self.settings)
+        if (taken_s := compile_all(self.settings)) > COMPILED_S:
+            log.info("kernels compiled in %.0f s, once a machine: they are kept on disk", taken_s)
         events = self.partitions["events"]
         self.validator = EventValidator(self.settings.validation, lambda key: partition_for(key, events))
         self.replica = Replica(self.settings, self.validator, self.partitions)

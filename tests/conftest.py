@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import os
 import socket
+import subprocess
+import sys
 import tempfile
 import uuid
 import warnings
@@ -117,6 +119,9 @@ def kafka() -> Iterator[Settings]:
             wait_for_broker(found, 30.0)
         except FreshetError as error:
             _no_broker(str(error))
+        subprocess.run(
+            [sys.executable, "-m", "streams.warm_up"], check=True
+        )  # no test waits for the compiler
         yield found
     finally:
         stop()

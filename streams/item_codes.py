@@ -56,6 +56,7 @@ class ItemCodes:
 
     def forget(self, codes: Int32) -> None:
         """Give codes back that nothing names any more."""
+        self.cover()
         self._table.remove(codes)
         self.row_of[codes] = -1
 

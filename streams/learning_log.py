@@ -45,7 +45,8 @@ class Interactions:
 
     Shapes: event int32[n, 2] (start and length of the event id in `data`); code int32[n], the item's code or
     -1; recent int32[n, R], the user's items before this event, newest first, and negatives int32[n, m]:
-    -row - 2 for a row of the item table at `table_epoch`, else an item code, -1 none; before and after
+    -row - 2 for a row of the item table at `table_epoch`, -1 none; recent also an item's code where it has no
+    row; before and after
     float32[n, d], the user's factor around this event; value float64[n], NaN = none.
     """
 
@@ -125,12 +126,17 @@ class LogRecord(msgspec.Struct, array_like=True):
 
 
 def _split(joined: bytes, lengths: bytes, name: str) -> list[str]:
-    ends = np.cumsum(np.frombuffer(lengths, "<u2"), dtype=np.int64).tolist()
-    if (ends[-1] if ends else 0) != len(joined):
+    ends = np.cumsum(np.frombuffer(lengths[: len(lengths) & ~1], "<u2"), dtype=np.int64).tolist()
+    wanted = ends[-1] if ends else 0
+    if wanted != len(joined) or len(lengths) % 2:
         raise LearningLogError(
-            f"learning log: {len(joined)} bytes of {name} ids, {ends[-1] if ends else 0} expected"
+            f"learning log: {len(joined)} bytes of {name} ids, {wanted} expected ({len(lengths)} bytes of"
+            " lengths)"
         )
-    return [joined[start:end].decode() for start, end in zip([0, *ends], ends, strict=False)]
+    try:
+        return [joined[start:end].decode() for start, end in zip([0, *ends], ends, strict=False)]
+    except UnicodeDecodeError as error:
+        raise LearningLogError(f"learning log: {name} ids that are not UTF-8 ({error})") from error
 
 
 _encoder = msgspec.msgpack.Encoder()

@@ -33,7 +33,6 @@ from confluent_kafka import TopicPartition
 from serving.pipeline import Pipeline
 from serving.retrieval.nearest import NearestItems
 from streams.answers import Answers
-from streams.bounds import Bounds
 from streams.clients import partition_for, wait_for_broker
 from streams.errors import TransactionLostError, WorkerFencedError
 from streams.intake import Batch, Intake
@@ -41,6 +40,7 @@ from streams.item_rejects import ItemRejects
 from streams.learner import Learner, joined
 from streams.learning_log import Interactions
 from streams.metrics import StageClock
+from streams.outbox import Outbox
 from streams.records import Record
 from streams.replica import Replica
 from streams.settings import Settings
@@ -155,7 +155,8 @@ class Worker:
             settle=self._settle,
         )
         self.answers = Answers(settings, self.pipeline, self.shards, self.learner.codes, self.id, self.epoch)
-        self.bounds = Bounds(settings.user_state, self.shards, self.learner.codes)
+        signature = (self.transactional_id, self.id, self.epoch)
+        self.outbox = Outbox(settings, self.shards, self.learner, signature, self.partitions["events"])
         self.item_rejects: ItemRejects | None = None
         try:
             while not self._stop.is_set():
@@ -216,8 +217,8 @@ class Worker:
         interactions, lists, coalesced = self._learn_and_answer(batch, clock)  # 4
         with clock.stage("pack"):
             offsets = offsets or self._own_place()
-            self.bounds.keep()
-            records = [*lists, *self._state_records(batch, interactions, offsets)]
+            item_offsets = None if self.item_rejects is None else self.item_rejects.next_offsets()
+            records = [*lists, *self.outbox.records(batch, interactions, offsets, item_offsets)]
         with clock.stage("commit"):
             self._commit(records, offsets, batch, coalesced)  # 5
 
@@ -268,28 +269,6 @@ class Worker:
             lists.append(self.answers.to_requests(batch.requests, online_offset))
         made = [records for records in lists if records is not None]
         return joined(learned), made, self.answers.take_coalesced()
-
-    def _state_records(
-        self, batch: Batch, learned: Interactions | None, offsets: list[TopicPartition]
-    ) -> list[OutputRecord | OutputRecords]:
-        """Dead letters, the learning log's records, and the changelog of every user and partition touched."""
-        names = self.settings.names
-        records: list[OutputRecord | OutputRecords] = list(batch.dead)
-        for value in self.learner.log.pack(learned) if learned is not None else ():
-            records.append(OutputRecord(names["interactions"], None, value, partition=0))
-        for tp in offsets:
-            shard = self.shards[tp.partition]
-            shard.next_offsets[self.source.name(tp.topic)] = tp.offset
-            batch.shards[tp.partition] = shard
-        if self.item_rejects is not None and 0 in batch.shards:
-            batch.shards[0].item_offsets = self.item_rejects.next_offsets()
-        topic = names["user-state"]
-        for partition, keys, values in self.shards.users.drain_touched():
-            records.append(OutputRecords(topic, partition, keys, values))
-        for partition, shard in batch.shards.items():
-            record = shard.record(self.transactional_id, self.id, self.epoch, self.partitions["events"])
-            records.append(OutputRecord(topic, *record, partition))
-        return records
 
     def _rejected_items(self) -> list[OutputRecord]:
         """Dead letters of rejected `items` records: the owner of partition 0 writes each of them once."""

@@ -72,6 +72,7 @@ def environment(settings: Settings) -> dict[str, str]:
         "TRIGGER__COALESCE_LAG": settings.trigger.coalesce_lag,
         **{f"WORKER__{key.upper()}": getattr(settings.worker, key) for key in WORKER["worker"]},
         "WORKER__SNAPSHOT_INTERACTIONS": settings.worker.snapshot_interactions,
+        "WORKER__SNAPSHOT_S": 0,
     }
     named = {f"FRESHET_{key}": str(value) for key, value in own.items()}
     return {**inherited, **named, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}

@@ -33,6 +33,7 @@ FAST = {
     "FRESHET_WORKER__SESSION_TIMEOUT_S": "6",
     "FRESHET_WORKER__TRANSACTION_TIMEOUT_S": "6",
     "FRESHET_WORKER__RPC_TIMEOUT_S": "15",
+    "FRESHET_WORKER__SNAPSHOT_S": "0",
 }
 """The shortest that a broker takes by default (group.min.session.timeout.ms is 6000)."""
 

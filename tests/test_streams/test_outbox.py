@@ -28,7 +28,10 @@ def test_the_log_still_names_items_that_nobody_will_name_any_more(monkeypatch: p
     ]
     batch, learned = worker.take(events)
     outbox = Outbox(settings, worker.shards, worker.learner, SIGNATURE, PARTITIONS)
-    places = [TopicPartition(settings.names["events"], 0, 3), TopicPartition(settings.names["requests"], 0, 0)]
+    places = [
+        TopicPartition(settings.names["events"], 0, 3),
+        TopicPartition(settings.names["requests"], 0, 0),
+    ]
     records = outbox.records(batch, learned, places, {"0": 5})
     [log] = [r for r in records if isinstance(r, OutputRecord) and r.topic == settings.names["interactions"]]
     row = decode_record(log.value, "here")

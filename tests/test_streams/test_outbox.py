@@ -43,9 +43,11 @@ def test_the_log_still_names_items_that_nobody_will_name_any_more(monkeypatch: p
         if isinstance(r, OutputRecords)
         for key, value in zip(r.keys, r.values, strict=True)
     }
-    assert keyed[b"ann"] is None and keyed[b"bob"] is not None
+    assert keyed[b"ann"] is None
+    assert keyed[b"bob"] is not None
     own = next(r for r in records if isinstance(r, OutputRecord) and r.key == PARTITION_KEY)
     assert own is records[-1]  # a takeover looks for it at the changelog's end
     shard = worker.shards[0]
     assert shard.next_offsets == {"events": 3, "requests": 0}
-    assert shard.item_offsets == {"0": 5} and shard.stats.expired == 1
+    assert shard.item_offsets == {"0": 5}
+    assert shard.stats.expired == 1

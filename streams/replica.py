@@ -52,6 +52,7 @@ class Replica:
         self.snapshots_failed = 0
         self._since_snapshot = 0
         self._last_snapshot = -math.inf
+        self._moved_at = time.monotonic()
         self._model_decoder = msgspec.json.Decoder(ModelRecord)
         starts: dict[PartitionId, int] = {}
         for topic, name in self._topics.items():
@@ -64,6 +65,11 @@ class Replica:
     def offset(self) -> int:
         """Next offset of the learning log: all before it has been learned."""
         return self.items.offset
+
+    @property
+    def stalled_s(self) -> float:
+        """For how long the log has held more, and none of it could be read: a transaction is open there."""
+        return time.monotonic() - self._moved_at
 
     def lag(self) -> int:
         """How many offsets of the learning log are still to come."""
@@ -91,9 +97,12 @@ class Replica:
 
     def follow(self) -> SwapEvent | None:
         """Learn what has been logged since the last call, and swap the ranker if a new one is ready."""
+        before = self.items.offset
         for message in self._reader.poll(DRAIN_RECORDS, 0):
             self._apply(message)
         self.items.offset = max(self.items.offset, self._reader.positions[self._log_key])
+        if self.items.offset > before or not self.lag():
+            self._moved_at = time.monotonic()
         if self._snapshot_is_due():
             self._since_snapshot, self._last_snapshot = 0, time.monotonic()
             self._snapshot()

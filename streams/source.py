@@ -51,14 +51,17 @@ class Source:
         should_stop: Callable[[], bool],
         on_state: Callable[[str], None],
         settle: Callable[[], None] = lambda: None,
+        end_own: Callable[[Consumer], None] = lambda _: None,
     ) -> None:
-        """`settle` is called before partitions are given up: what is on its way is committed first."""
+        """`settle` is called before partitions change: what is on its way is committed first. `end_own` is
+        for `streams.takeover.settle`."""
         self._settings = settings
         self._shards = shards
         self._transactional_id = transactional_id(settings, worker_id)
         self._should_stop = should_stop
         self._on_state = on_state
         self._settle = settle
+        self._end_own = end_own
         config = consumer_config(
             settings, group=settings.worker_group, instance_id=worker_id if static else None
         )
@@ -95,7 +98,17 @@ class Source:
             consumer.assign([])
 
     def _assigned(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
+        self._settle()
         self.generation += 1
+        # A blocking call of the client whose callback this is would end the process with that client's next
+        # log line (confluent-kafka 2.16 forgets a callback's state with a call within it): another one asks.
+        asker: Consumer = make_consumer(consumer_config(self._settings, group=self._settings.worker_group))
+        try:
+            self._take_over(consumer, asker, partitions)
+        finally:
+            asker.close()
+
+    def _take_over(self, consumer: Consumer, asker: Consumer, partitions: list[TopicPartition]) -> None:
         numbers = sorted({tp.partition for tp in partitions} - set(self._shards.owned))
         log.info("assigned %s", [f"{tp.topic}[{tp.partition}]" for tp in partitions])
         self._check_together(consumer, partitions)
@@ -104,13 +117,15 @@ class Source:
             self._on_state("restoring")
             stop = self._should_stop
             if not (
-                settle(self._settings, consumer, self._transactional_id, partitions, stop)
+                settle(
+                    self._settings, asker, consumer, self._transactional_id, partitions, stop, self._end_own
+                )
                 and self._shards.restore(numbers, stop)
             ):
                 self._take_nothing(consumer)
                 return
         fresh = {number for number in numbers if not self._shards[number].next_offsets}
-        starts = start_offsets(self._settings, consumer, self._shards, partitions)
+        starts = start_offsets(self._settings, asker, self._shards, partitions)
         for tp in starts:
             if tp.partition in fresh and tp.offset > 0:
                 log.warning(

@@ -11,9 +11,8 @@ So, before anything is read:
    `user-state`, committed or not. If it has left the group it is fenced, which aborts its transaction now
    instead of after its timeout.
 3. Where it still does not answer when every transaction has timed out, go on: the former owners' producers
-   are fenced by then. Kafka 4.3.1, killed with -9 while a transaction was open, was seen to end it after its
-   restart without the mark in `__consumer_offsets`, after which stable offsets never come again. The
-   partition's own record, in its changelog, says where to read on.
+   are fenced by then, and what `streams.transaction.end_hanging` does has not helped. The partition's own
+   record, in its changelog, says where to read on.
 
 Reference: KIP-447, Producer scalability for exactly once semantics; KIP-98, section on zombie fencing.
 """
@@ -61,26 +60,36 @@ _decoder = msgspec.json.Decoder(Owner)
 
 def settle(
     settings: Settings,
-    consumer: Consumer,
+    asker: Consumer,
+    member: Consumer,
     transactional_id: str,
     partitions: Sequence[TopicPartition],
     should_stop: Callable[[], bool],
+    end_own: Callable[[Consumer], None] = lambda _: None,
 ) -> bool:
     """Steps 1 and 2 for newly assigned `partitions`; False when `should_stop` ended it early.
+
+    `asker` is a consumer of the group that has not joined it; `member` the one that has, which is not asked
+    anything, for this runs within its callback. `end_own` ends what hangs of this worker's own transactions.
 
     Raises:
         BrokerUnavailableError: the broker answers nothing at all.
         KafkaException: an error that waiting does not mend (not authorised).
     """
     timeouts = settings.worker
-    deadline = time.monotonic() + max(timeouts.rpc_timeout_s, timeouts.transaction_timeout_s + GRACE_S)
+    began = time.monotonic()
+    deadline = began + max(timeouts.rpc_timeout_s, timeouts.transaction_timeout_s + GRACE_S)
     fenced: set[str] = {transactional_id}
+    ended = False
     while not should_stop():
-        reason = _unstable(consumer, list(partitions))  # 1
+        reason = _unstable(asker, list(partitions))  # 1
         if reason is None:
             return True
         RETRIES.count("metadata")
-        fence_absent(settings, {tp.partition for tp in partitions}, fenced)  # 2
+        fence_absent(settings, {tp.partition for tp in partitions}, fenced, member)  # 2
+        if not ended and time.monotonic() - began > PATIENT_S * 4:
+            ended = True
+            end_own(member)
         if time.monotonic() > deadline:
             _check_answers(settings, reason)
             log.error(
@@ -106,13 +115,15 @@ def _check_answers(settings: Settings, reason: str) -> None:
         ) from error
 
 
-def fence_absent(settings: Settings, numbers: Iterable[int], fenced: set[str]) -> None:
+def fence_absent(
+    settings: Settings, numbers: Iterable[int], fenced: set[str], consumer: Consumer | None = None
+) -> None:
     """Fence whoever wrote the newest records of these partitions and has left the group; those in `fenced`
     are spared, and those that are fenced are added to it."""
     for owner in newest_owners(settings, numbers):
         if owner.transactional_id not in fenced and owner.worker not in group_members(settings):
             fenced.add(owner.transactional_id)
-            fence(settings, owner.transactional_id)
+            fence(settings, owner.transactional_id, consumer)
 
 
 def _unstable(consumer: Consumer, partitions: list[TopicPartition]) -> str | None:

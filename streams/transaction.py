@@ -41,6 +41,10 @@ __all__ = ["OutputRecord", "OutputRecords", "Transactions", "fence", "transactio
 
 log = logging.getLogger("freshet.transaction")
 
+OUTPUTS = ("interactions", "user-state", "recommendations", "events-dlq")
+"""The topics that a transaction writes to."""
+HANGING_KEY = b"\x00hanging"
+"""Of the records of `end_hanging`: ids hold no control characters, and those are never committed."""
 OUTAGE_S = 900.0
 """How long a worker that has begun waits for a broker that went away: restored from the log it goes on as if
 nothing had been. Ended and started again it would find no broker either."""
@@ -88,6 +92,7 @@ class Transactions:
     """Commits micro-batches under one transactional id."""
 
     def __init__(self, settings: Settings, transactional_id: str, stop: Stop | None = None) -> None:
+        self._settings = settings
         self.transactional_id = transactional_id
         self.exactly_once = settings.worker.delivery == "exactly_once"
         self._timeout_s = settings.worker.rpc_timeout_s
@@ -100,6 +105,7 @@ class Transactions:
         self._started = 0.0
         if self.exactly_once:
             _initialise(self._producer, transactional_id, OUTAGE_S, self._stop)
+            end_hanging(settings, self._producer)
 
     def commit(
         self,
@@ -146,6 +152,11 @@ class Transactions:
             yield
         except (KafkaException, SystemError) as error:
             raise self._failure(cause_of(error)) from error
+
+    def end_hanging(self, consumer: Consumer) -> None:
+        """What `end_hanging` does, under this worker's own id, while no transaction is open."""
+        if self.exactly_once:
+            end_hanging(self._settings, self._producer, consumer)
 
     def _failure(self, cause: KafkaError) -> FreshetError:
         """The error to raise for `cause`, after the transaction was aborted where that is allowed."""
@@ -277,8 +288,9 @@ def _membership(consumer: Consumer) -> Any:
     return group
 
 
-def fence(settings: Settings, transactional_id: str) -> None:
-    """Abort what a dead worker left open: take its transactional id over for a moment.
+def fence(settings: Settings, transactional_id: str, consumer: Consumer | None = None) -> None:
+    """Abort what a dead worker left open: take its transactional id over for a moment. `consumer`: a member
+    of the workers' group, whose offsets are then freed too.
 
     A read_committed reader waits behind an open transaction until it times out; whoever takes over the dead
     worker's partition need not.
@@ -286,6 +298,38 @@ def fence(settings: Settings, transactional_id: str) -> None:
     log.warning("fencing transactional id %s, which left a transaction open", transactional_id)
     producer = make_producer(producer_config(settings, transactional_id=transactional_id))
     _initialise(producer, transactional_id, settings.worker.rpc_timeout_s, Stop())
+    end_hanging(settings, producer, consumer)
+
+
+def end_hanging(settings: Settings, producer: Producer, consumer: Consumer | None = None) -> None:
+    """End whatever `producer`'s id may still have open in a partition, though its transaction is over.
+
+    A broker that was killed while a transaction was open was seen (Kafka 4.3.1) to end it after its restart
+    without the mark that says so in the partitions: readers of committed records then wait there for ever, a
+    hanging transaction (KIP-664). The mark of a later transaction of the same producer id ends it too, so one
+    that holds a record for each partition the workers write, and the group's offsets where there is a
+    consumer, is begun and aborted. Nobody ever sees its records.
+    """
+    wait_s = settings.worker.transaction_timeout_s / 2
+    try:
+        producer.begin_transaction()
+        for name in OUTPUTS:
+            topic = settings.names[name]
+            for partition in producer.list_topics(topic, wait_s).topics[topic].partitions:
+                producer.produce(topic, None, HANGING_KEY, partition)
+        producer.flush(wait_s)  # aborted before they are sent, they would leave no mark
+        if consumer is not None and consumer.memberid():
+            events = settings.names["events"]
+            found = producer.list_topics(events, wait_s).topics[events].partitions
+            places = [TopicPartition(events, partition, 0) for partition in found]
+            producer.send_offsets_to_transaction(places, consumer.consumer_group_metadata(), wait_s)
+        producer.abort_transaction(wait_s)
+    except (KafkaException, SystemError) as error:
+        log.warning("ending what may hang of an earlier transaction failed: %s", named(cause_of(error)))
+        try:
+            producer.abort_transaction(wait_s)
+        except (KafkaException, SystemError) as again:
+            log.warning("and so did the abort: %s", named(cause_of(again)))
 
 
 def _initialise(producer: Producer, transactional_id: str, timeout_s: float, stop: Stop) -> None:

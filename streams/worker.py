@@ -48,6 +48,7 @@ from streams.shards import Shards
 from streams.source import Source
 from streams.stats import Committed, StatsReporter
 from streams.stopping import Stop
+from streams.takeover import fence_absent
 from streams.topic_admin import check_layout
 from streams.transaction import OutputRecord, OutputRecords, Transactions, transactional_id
 from streams.validation import EventValidator
@@ -60,6 +61,8 @@ log = logging.getLogger("freshet.worker")
 FENCED_AGAIN_S = 60.0
 """A worker that was only asleep is fenced once; one that is fenced again so soon has a twin, and gives
 way."""
+STALLED_S = 20.0
+"""Beyond a transaction's timeout: how long the learning log may stand still before something is done."""
 COMPILED_S = 5.0
 """Loading the kernels from disk takes less."""
 INDEX_S = 0.1
@@ -142,6 +145,7 @@ class Worker:
         settings = self.settings
         self.transactions = Transactions(settings, self.transactional_id, self._stop)
         self._committing: tuple[Future[None], Committed] | None = None
+        self._patience_s = settings.worker.transaction_timeout_s + STALLED_S
         kinds = self.intake.reader.type_names
         self.shards = Shards(settings, self.transactional_id, kinds)
         self.learner = Learner(settings, self.replica.items, self.shards, self.partitions["events"])
@@ -153,6 +157,7 @@ class Worker:
             should_stop=self._stop.is_set,
             on_state=self.stats.state,
             settle=self._settle,
+            end_own=self.transactions.end_hanging,
         )
         self.answers = Answers(settings, self.pipeline, self.shards, self.learner.codes, self.id, self.epoch)
         signature = (self.transactional_id, self.id, self.epoch)
@@ -186,7 +191,22 @@ class Worker:
         bad_items = self._rejected_items()
         if messages or offsets or bad_items:
             self._handle(messages, offsets, bad_items, clock)
+        if self.replica.stalled_s > self._patience_s and 0 in self.shards.owned:
+            self._free_log()
         self.stats.report_if_due()
+
+    def _free_log(self) -> None:
+        """The learning log stands still behind a transaction that should have timed out: one worker, the
+        owner of partition 0, ends what absent ones have left hanging."""
+        log.error(
+            "%s[0]@%d: nothing could be read for %.0f s, though there is more: ending what hangs there",
+            self.settings.names["interactions"], self.replica.offset, self.replica.stalled_s,
+        )  # fmt: skip
+        self._patience_s = self.replica.stalled_s + STALLED_S
+        self._settle()
+        everywhere = range(self.partitions["events"])
+        fence_absent(self.settings, everywhere, {self.transactional_id}, self.source.consumer)
+        self.transactions.end_hanging(self.source.consumer)
 
     def _follow_rows(self) -> None:
         """Tell whoever keeps something by row of the item table which rows changed hands."""

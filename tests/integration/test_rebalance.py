@@ -175,7 +175,7 @@ def test_what_a_callback_raises_comes_out_of_poll(
     settings: Settings, failure: Exception, comes_out: type[Exception]
 ) -> None:
     """What passes begins a new session, and all else ends the process; no partition is taken in between."""
-    shards = Failing(settings, settings.worker_group, "id", ["click"])
+    shards = Failing(settings, "id", ["click"])
     shards.failure = failure
     source = Source(settings, shards, "w1", static=True, should_stop=lambda: False, on_state=lambda _: None)
     deadline = time.monotonic() + 30.0

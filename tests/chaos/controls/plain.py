@@ -7,13 +7,13 @@ import sys
 from collections.abc import Iterable
 from typing import Any
 
-from confluent_kafka import Producer
+from confluent_kafka import Consumer, Producer, TopicPartition
 
 import streams.worker
 from streams.cli import main
 from streams.clients import make_producer, producer_config
 from streams.settings import Settings
-from streams.transaction import OutputRecord, Transactions
+from streams.transaction import OutputRecord, OutputRecords, Transactions
 from tests.chaos.controls.crash import CrashPoint
 
 __all__ = ["Plain", "run_worker"]
@@ -28,7 +28,15 @@ class Plain(Transactions):
         super().__init__(settings, *rest, **named)
         self.names = settings.names
         self.crash = CrashPoint()
+        self._held: list[OutputRecord] = []
         self._own: Producer = make_producer(producer_config(settings))
+
+    def begin(self, records: Iterable[OutputRecord | OutputRecords]) -> None:
+        """Nothing is begun: `finish` does it all, in the control's order."""
+        self._held = [one for record in records for one in _single(record)]
+
+    def finish(self, consumer: Consumer, offsets: list[TopicPartition]) -> None:
+        self.commit(self._held, consumer, offsets)
 
     def send(self, records: Iterable[OutputRecord]) -> None:
         """Produce `records` and wait until the broker has them."""
@@ -37,6 +45,15 @@ class Plain(Transactions):
             headers = None if record.headers is None else list(record.headers)
             self._own.produce(record.topic, record.value, record.key, partition, headers=headers)
         assert self._own.flush(FLUSH_S) == 0
+
+
+def _single(record: OutputRecord | OutputRecords) -> list[OutputRecord]:
+    if isinstance(record, OutputRecord):
+        return [record]
+    return [
+        OutputRecord(record.topic, key, value, record.partition, record.headers)
+        for key, value in zip(record.keys, record.values, strict=True)
+    ]
 
 
 def run_worker(kind: type[Plain]) -> None:

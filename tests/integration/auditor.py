@@ -352,10 +352,14 @@ def _user_violations(run: Run, model: Model, made: Sequence[Recommendation]) -> 
     return problems
 
 
-def assert_exactly_once(settings: Settings) -> Run:
-    """Audit the topics of `settings`; returns what was read, for further checks."""
+def assert_exactly_once(settings: Settings, *, compacted: bool = False) -> Run:
+    """Audit the topics of `settings`; returns what was read, for further checks.
+
+    Where `user-state` has been `compacted`, who committed what can no longer be told: the partitions' older
+    records are gone.
+    """
     run = read_run(settings)
-    found = violations(run, settings)
+    found = [line for line in violations(run, settings) if not (compacted and line.startswith("zombie:"))]
     assert not found, f"{len(found)} violations:\n" + "\n".join(found[:30])
     return run
 

@@ -265,6 +265,6 @@ def test_a_changelog_whose_control_records_are_compacted_away(tmp_path: Path) ->
         fleet.wait_handled()
         worker.stop()
         assert _restored(worker) == after
-        run = assert_exactly_once(fleet.settings)
+        run = assert_exactly_once(fleet.settings, compacted=True)
         assert len(run.rows) == 400
         assert sum(shard.stats.duplicate for shard in run.shards.values()) == 400

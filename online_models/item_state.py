@@ -50,6 +50,7 @@ class ItemState:
         self.factors = ISGD(**msgspec.structs.asdict(settings.factors), seed=settings.seed)
         self._models = (self.covisitation, self.popularity, self.factors)
         self._moved = np.zeros(0, np.uint8)
+        self._moved_next = 0
         self._share(ItemTable(limit=settings.max_items))
 
     def apply(self, batch: LearningBatch) -> None:
@@ -66,9 +67,13 @@ class ItemState:
 
     def take_moved(self, most: int) -> NDArray[np.int32]:
         """At most `most` rows int32[m] whose items were learned from and not yet given out here; the others
-        come with the next calls. Rows that moved as negatives alone are not among them. For one caller."""
-        moved = np.flatnonzero(self._moved)[:most].astype(np.int32)
+        come with the next calls, in turn. Rows that moved as negatives alone are not among them. For one
+        caller."""
+        waiting = np.flatnonzero(self._moved)
+        first = int(np.searchsorted(waiting, self._moved_next))
+        moved: NDArray[np.int32] = np.roll(waiting, -first)[:most].astype(np.int32)
         self._moved[moved] = 0
+        self._moved_next = int(moved[-1]) + 1 if len(moved) else 0
         return moved
 
     @property

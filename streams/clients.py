@@ -123,7 +123,7 @@ def _group_membership(settings: Settings, user: Mapping[str, Any], instance_id: 
         "group.protocol": "classic",
         "session.timeout.ms": session_ms,
         "heartbeat.interval.ms": min(1000, max(100, session_ms // 3)),
-        "max.poll.interval.ms": max(60_000, session_ms),
+        "max.poll.interval.ms": max(300_000, session_ms),  # a restore runs within a poll: millions of users
         **_require(user, {"partition.assignment.strategy": ("range", together)}),
     }
 

@@ -12,6 +12,7 @@ from streams.learner import Learner
 from streams.learning_log import Interactions
 from streams.settings import Settings
 from streams.shards import Shards
+from streams.takeover import TAIL_RECORDS
 from streams.transaction import OutputRecord, OutputRecords
 
 __all__ = ["Outbox"]
@@ -47,22 +48,28 @@ class Outbox:
         """The records of a batch after which the inputs stand at `offsets`, and whose dead letters of `items`
         reach up to `item_offsets`.
 
-        The log goes first: it names items by their codes, and keeping the bounds gives codes back.
+        The log goes first: it names items by their codes, and keeping the bounds gives codes back. A
+        partition's own record goes last, and first too where many users' stand between: whoever takes over
+        finds it near the end, or where the open transaction begins.
         """
         records: list[OutputRecord | OutputRecords] = list(batch.dead)
         if learned is not None:
             for value in self._log.pack(learned):
                 records.append(OutputRecord(self._names["interactions"], None, value, partition=0))
         self._bounds.keep()
-        topic, users = self._names["user-state"], self._shards.users
-        for partition, keys, values in users.drain_touched():
-            records.append(OutputRecords(topic, partition, keys, values))
         for tp in offsets:
             shard = batch.shards[tp.partition] = self._shards[tp.partition]
             shard.next_offsets[self._inputs[tp.topic]] = tp.offset
         if item_offsets is not None and 0 in batch.shards:
             batch.shards[0].item_offsets = dict(item_offsets)
-        for partition, shard in batch.shards.items():
-            record = shard.record(*self._signature, self._partitions)
-            records.append(OutputRecord(topic, *record, partition))
-        return records
+        topic = self._names["user-state"]
+        own = [
+            OutputRecord(topic, *shard.record(*self._signature, self._partitions), partition)
+            for partition, shard in batch.shards.items()
+        ]
+        many: list[OutputRecords] = [
+            OutputRecords(topic, partition, keys, values)
+            for partition, keys, values in self._shards.users.drain_touched()
+        ]
+        large = {one.partition for one in many if len(one.keys) > TAIL_RECORDS // 2}
+        return [*records, *(one for one in own if one.partition in large), *many, *own]

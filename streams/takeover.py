@@ -42,8 +42,9 @@ log = logging.getLogger("freshet.takeover")
 PATIENT_S = 0.25
 """Stable offsets come within milliseconds where no transaction is open: after so long, look for its owner."""
 TAIL_RECORDS = 1000
-"""How far back from the end of the changelog a partition's newest record is looked for: a transaction writes
-it behind the users that it touched, `worker.max_batch` at most."""
+"""How far a partition's newest record is looked for, back from the end of the changelog and on from where
+the first open transaction begins: a transaction writes it behind its users' records, and, where those are
+more than half of this, before them too."""
 GRACE_S = 5.0
 """Beyond the transaction's timeout: the broker looks for timed-out ones each second or so, ten at most."""
 
@@ -154,10 +155,17 @@ def newest_owners(settings: Settings, numbers: Iterable[int]) -> set[Owner]:
     """Who wrote the records of these partitions that stand near the end of `user-state`, uncommitted ones
     too."""
     topic = settings.names["user-state"]
-    ends = watermarks(settings, [(topic, number) for number in numbers])
-    starts = {key: max(low, end - TAIL_RECORDS) for key, (low, end) in ends.items() if low < end}
+    keys: list[PartitionId] = [(topic, number) for number in numbers]
+    ends = watermarks(settings, keys)
+    stable = watermarks(settings, keys, isolation="read_committed")
+    tails = {key: max(low, end - TAIL_RECORDS) for key, (low, end) in ends.items() if low < end}
+    opened = {key: stable[key][1] for key, start in tails.items() if stable[key][1] < start}
     owners: set[Owner] = set()
-    for key, value in _uncommitted(settings, starts, {key: end for key, (_, end) in ends.items()}):
+    found = [
+        *_uncommitted(settings, tails, {key: end for key, (_, end) in ends.items()}),
+        *_uncommitted(settings, opened, {key: start + TAIL_RECORDS for key, start in opened.items()}),
+    ]
+    for key, value in found:
         if key == PARTITION_KEY and value is not None:
             try:
                 owners.add(_decoder.decode(value))

@@ -115,7 +115,7 @@ class Transactions:
     ) -> None:
         """Steps 2 to 5 for one batch; raises what `begin` and `finish` raise."""
         self.begin(records)
-        self.finish(consumer, offsets)
+        self.finish(self.member(consumer), offsets)
 
     def begin(self, records: Iterable[OutputRecord | OutputRecords]) -> None:
         """Steps 2 and 3: on their way to the broker when this returns.
@@ -130,8 +130,21 @@ class Transactions:
                 self._producer.begin_transaction()  # 2
             self._produce(records)  # 3
 
-    def finish(self, consumer: Consumer, offsets: list[TopicPartition]) -> None:
-        """Steps 4 and 5, in any thread, while no other transaction is begun.
+    def member(self, consumer: Consumer) -> Any:
+        """What `finish` needs of the consumer, asked for in the consumer's own thread: the group's metadata.
+
+        A call of the consumer from another thread would wait for a rebalance callback that waits for it. With
+        at_least_once it is the consumer itself, and `finish` is for its own thread too.
+
+        Raises:
+            TransactionLostError: the group has thrown this worker out.
+        """
+        with self._explained():
+            return _membership(consumer) if self.exactly_once else consumer
+
+    def finish(self, member: Any, offsets: list[TopicPartition]) -> None:
+        """Steps 4 and 5, with `exactly_once` in any thread, while no other transaction is begun; `member` as
+        `member` gave it after `begin`.
 
         Raises:
             TransactionLostError: the batch may not have been committed; memory must be restored from the log.
@@ -139,9 +152,9 @@ class Transactions:
         """
         with self._explained():
             if self.exactly_once:
-                self._commit_transaction(consumer, offsets)
+                self._commit_transaction(member, offsets)
             else:
-                self._flush_then_commit(consumer, offsets)
+                self._flush_then_commit(member, offsets)
         self.committed += 1
         self.commit_s += time.perf_counter() - self._started
 
@@ -183,9 +196,8 @@ class Transactions:
             f"transaction of {self.transactional_id} failed: {named(cause)}; state is restored from the log"
         )
 
-    def _commit_transaction(self, consumer: Consumer, offsets: list[TopicPartition]) -> None:
+    def _commit_transaction(self, group: Any, offsets: list[TopicPartition]) -> None:
         producer = self._producer
-        group = _membership(consumer)
         self._patiently(lambda slice_s: producer.send_offsets_to_transaction(offsets, group, slice_s))  # 4
         self._patiently(producer.commit_transaction)  # 5
         self._check_deliveries()
@@ -236,6 +248,7 @@ class Transactions:
         if records.headers is not None:
             options["headers"] = list(records.headers)
         reported = {**options, "on_delivery": self._delivered}
+        options = options if self.exactly_once else reported  # no commit would fail for a record that did
         first = True
         for key, value in zip(records.keys, records.values, strict=True):
             if first or (value is not None and len(value) > REPORTED_BYTES):

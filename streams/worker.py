@@ -28,6 +28,7 @@ import time
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
+import numpy.typing as npt
 from confluent_kafka import TopicPartition
 
 from serving.pipeline import Pipeline
@@ -119,6 +120,7 @@ class Worker:
         items = self.replica.items
         self.nearest = NearestItems(items)
         self._indexed = -math.inf
+        self._changed_rows: list[npt.NDArray[np.int32]] = []
         self.pipeline = Pipeline(items, self.replica.catalogue, self.settings.serving, self.nearest)
         self.intake = Intake(self.settings, events)
 
@@ -215,10 +217,13 @@ class Worker:
             self.pipeline.rows_changed(np.concatenate((given, freed)))
             self.learner.codes.follow(given, freed)
         items, now = self.replica.items, time.monotonic()
-        due = now - self._indexed >= INDEX_S or self.nearest.backlog
-        if len(items.items) > self.settings.serving.factor_scan_items and due:
+        if len(items.items) <= self.settings.serving.factor_scan_items:
+            return
+        self._changed_rows += [given, freed]
+        if now - self._indexed >= INDEX_S or self.nearest.backlog:
             self._indexed = now
-            self.nearest.follow(np.concatenate((freed, items.take_moved(MOVED_AT_ONCE))))
+            self.nearest.follow(np.concatenate((*self._changed_rows, items.take_moved(MOVED_AT_ONCE))))
+            self._changed_rows = []
 
     def _handle(
         self,
@@ -254,12 +259,12 @@ class Worker:
         self._settle()
         self.transactions.begin(records)
         self.source.committed(offsets)
-        if batch.records < self.settings.worker.max_batch:
-            self.transactions.finish(self.source.consumer, offsets)
-            self.stats.count(counted)
+        member = self.transactions.member(self.source.consumer)
+        if self.transactions.exactly_once and batch.records >= self.settings.worker.max_batch:
+            self._committing = self._committer.submit(self.transactions.finish, member, offsets), counted
         else:
-            finished = self._committer.submit(self.transactions.finish, self.source.consumer, offsets)
-            self._committing = finished, counted
+            self.transactions.finish(member, offsets)
+            self.stats.count(counted)
 
     def _settle(self) -> None:
         """Wait until what was begun is committed, and count it.

@@ -20,7 +20,7 @@ from streams.settings import Settings
 from streams.shards import Shards
 from streams.source import Source
 from streams.transaction import transactional_id
-from tests.integration.auditor import assert_exactly_once
+from tests.integration.auditor import assert_exactly_once, read_run
 from tests.integration.tuned_broker import deployed, log_times, tuned_broker
 from tests.integration.worker_process import (
     START_MS,
@@ -160,6 +160,28 @@ class Failing(Shards):
 def _poll_until(source: Source, deadline: float) -> None:
     while time.monotonic() < deadline:
         source.poll(10, 0.1)
+
+
+def test_rebalances_come_while_a_commit_is_on_its_way(fleet: Deployment) -> None:
+    """Behind, a worker computes the next batch while the broker commits the last; a member that comes and
+    goes takes partitions away at any moment of that."""
+    fleet.produce("events", stream_of(6000, seed=23, users=60))
+    worker = fleet.worker("w1", WORKER__MAX_BATCH="20", TRIGGER__EVENTS="false")
+    tail = fleet.tail("interactions")
+    fleet.wait_for(tail, 1)
+    topics = [fleet.settings.names[name] for name in ("events", "requests")]
+    config = consumer_config(fleet.settings, group=fleet.settings.worker_group)
+    for _ in range(5):
+        guest = make_consumer(config)
+        guest.subscribe(topics)
+        for _ in range(20):
+            guest.consume(1, 0.05)  # it joins, and commits nothing
+        guest.close()
+    fleet.wait_handled(90.0)
+    assert worker.exited() is None
+    assert worker.stop() < 10.0
+    rows = read_run(fleet.settings).rows
+    assert sorted(row.event_id for row in rows) == sorted(f"e{k}" for k in range(6000))
 
 
 @pytest.mark.parametrize(

@@ -49,6 +49,9 @@ START_S = 600.0
 and a worker that is killed while it compiles leaves the next one nothing."""
 
 
+SLEEPER_S = 60.0
+"""A worker that slept through the broker's restart may try its commit, then its abort, for `rpc_timeout_s` each
+before it begins anew: only then does it learn what came meanwhile."""
 PATIENCE_S = 5.0
 """On a machine of one's own a worker is in service again before this."""
 
@@ -242,7 +245,7 @@ def _peace(scene: _Scene, say: Callable[[str], None]) -> Report:
     stale = await_true(
         lambda: [s for s, offset in before.items() if newest_offset(fleet.snapshots_of(s)) <= offset],
         fleet.tick,
-        20.0,
+        SLEEPER_S,
     )
     scene.missing("no new snapshot of the item state", stale)
     drain_s = time.monotonic() - began

@@ -50,8 +50,8 @@ and a worker that is killed while it compiles leaves the next one nothing."""
 
 
 SLEEPER_S = 60.0
-"""A worker that slept through the broker's restart may try its commit, then its abort, for `rpc_timeout_s` each
-before it begins anew: only then does it learn what came meanwhile."""
+"""A worker that slept through the broker's restart may try its commit, then its abort, for `rpc_timeout_s`
+each before it begins anew: only then does it learn what came meanwhile."""
 PATIENCE_S = 5.0
 """On a machine of one's own a worker is in service again before this."""
 

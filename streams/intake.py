@@ -70,7 +70,7 @@ class Intake:
 
     def __init__(self, settings: Settings, partitions: int) -> None:
         self.reader = EventReader(settings.validation, partitions)
-        self._validator = EventValidator(settings.validation, lambda key: partition_for(key, partitions))
+        self.validator = EventValidator(settings.validation, lambda key: partition_for(key, partitions))
         self._partitions = partitions
         self._window_ms = settings.user_state.dedupe_window_s * 1000
         self._topic, self._dlq = settings.names["events"], settings.names["events-dlq"]
@@ -182,7 +182,7 @@ class Intake:
         )
 
     def _request(self, message: Record, shard: Shard, batch: Batch) -> None:
-        found = self._validator.decode_request(
+        found = self.validator.decode_request(
             message.value(), message.key(), message.partition(), message.offset(), message.timestamp()[1]
         )
         if isinstance(found, Rejected):

@@ -64,11 +64,10 @@ GONE = frozenset({KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOWN_TOPIC, K
 
 def cause_of(error: KafkaException | SystemError) -> KafkaError:
     """librdkafka's own error. A fatal one that is raised while log lines wait for Python's logger comes out
-    of the client as a SystemError, with the real one as its cause; any other SystemError is raised
-    again."""
+    of the client as a SystemError, with the real one as its cause or with none; that is `_FAIL` then."""
     inner = error if isinstance(error, KafkaException) else error.__cause__
     if not isinstance(inner, KafkaException):
-        raise error
+        return KafkaError(KafkaError._FAIL, str(error))
     cause: KafkaError = inner.args[0]
     return cause
 

@@ -11,7 +11,7 @@ from streams.intake import Batch
 from streams.learner import Learner
 from streams.learning_log import Interactions
 from streams.settings import Settings
-from streams.shards import Shards
+from streams.shards import INPUTS, Shards
 from streams.takeover import TAIL_RECORDS
 from streams.transaction import OutputRecord, OutputRecords
 
@@ -31,7 +31,7 @@ class Outbox:
         partitions: int,
     ) -> None:
         self._names = settings.names
-        self._inputs = {settings.names[name]: name for name in ("events", "requests")}
+        self._inputs = {settings.names[name]: name for name in INPUTS}
         self._shards = shards
         self._log = learner.log
         self._bounds = Bounds(settings.user_state, shards, learner.codes)

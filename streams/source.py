@@ -246,10 +246,6 @@ class Source:
                 raise fatal_error(error, f"consuming as {self._settings.worker_group}")
             log.warning("consumer: %s; retried (%d)", named(error), RETRIES.count("consume"))
 
-    def name(self, topic: str) -> str:
-        """The table's name of an input topic, without the prefix."""
-        return self._names[topic]
-
     def positions(self) -> list[TopicPartition]:
         """Next offsets of the assigned partitions that moved since they were last committed; where nothing
         has been read yet, the offset to start from."""

@@ -32,6 +32,7 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Produ
 
 from streams.clients import make_producer, producer_config
 from streams.errors import BrokerUnavailableError, FreshetError, TransactionLostError, WorkerFencedError
+from streams.guard import Guard
 from streams.kafka_errors import DENIED, FENCED, cause_of, fatal_error, is_passing, named
 from streams.retries import RETRIES
 from streams.settings import Settings
@@ -77,6 +78,10 @@ REPORTED_BYTES = 65_536
 they are refused: what a broker refuses of a topic it refuses of the first, or for its size."""
 
 
+HANGS = "send_offsets_to_transaction"
+HUNG_S = 5.0
+"""Beyond a transaction's timeout, when the broker has aborted it anyway: that call will not come back."""
+
 _NEVER_TAKEN = frozenset(
     {KafkaError.MSG_SIZE_TOO_LARGE, KafkaError.RECORD_LIST_TOO_LARGE, KafkaError.INVALID_RECORD}
 )
@@ -96,16 +101,18 @@ class Transactions:
         self.transactional_id = transactional_id
         self.exactly_once = settings.worker.delivery == "exactly_once"
         self._timeout_s = settings.worker.rpc_timeout_s
+        self._limit_s = settings.worker.transaction_timeout_s + HUNG_S
         self._stop = stop or Stop()
         config = producer_config(settings, transactional_id=transactional_id if self.exactly_once else None)
         self._producer = make_producer(config)
+        self._guard = Guard(self._stop)
         self._failed: tuple[KafkaError, str] | None = None
         self.committed = 0
         self.commit_s = 0.0
         self._started = 0.0
         if self.exactly_once:
             _initialise(self._producer, transactional_id, OUTAGE_S, self._stop)
-            end_hanging(settings, self._producer)
+            end_hanging(settings, self._producer, self._guard)
 
     def commit(
         self,
@@ -169,7 +176,7 @@ class Transactions:
     def end_hanging(self, consumer: Consumer) -> None:
         """What `end_hanging` does, under this worker's own id, while no transaction is open."""
         if self.exactly_once:
-            end_hanging(self._settings, self._producer, consumer)
+            end_hanging(self._settings, self._producer, self._guard, consumer)
 
     def _failure(self, cause: KafkaError) -> FreshetError:
         """The error to raise for `cause`, after the transaction was aborted where that is allowed."""
@@ -198,9 +205,13 @@ class Transactions:
 
     def _commit_transaction(self, group: Any, offsets: list[TopicPartition]) -> None:
         producer = self._producer
-        self._patiently(lambda slice_s: producer.send_offsets_to_transaction(offsets, group, slice_s))  # 4
+        self._patiently(lambda slice_s: self._send_offsets(offsets, group, slice_s))  # 4
         self._patiently(producer.commit_transaction)  # 5
         self._check_deliveries()
+
+    def _send_offsets(self, offsets: list[TopicPartition], group: Any, slice_s: float) -> None:
+        send = self._producer.send_offsets_to_transaction
+        self._guard.call(lambda: send(offsets, group, slice_s), self._limit_s, HANGS)
 
     def _patiently(self, call: Callable[[float], object]) -> None:
         self._stop.patiently(call, self._timeout_s)
@@ -281,6 +292,9 @@ class Transactions:
 
     def close(self) -> None:
         """Let go of the producer; anything still queued is dropped, for it belongs to no committed batch."""
+        self._guard.close()
+        if self._guard.hung:
+            return  # what still stands in a call of the producer keeps it
         try:
             self._producer.purge()
             self._producer.flush(1.0)
@@ -310,11 +324,16 @@ def fence(settings: Settings, transactional_id: str, consumer: Consumer | None =
     """
     log.warning("fencing transactional id %s, which left a transaction open", transactional_id)
     producer = make_producer(producer_config(settings, transactional_id=transactional_id))
-    _initialise(producer, transactional_id, settings.worker.rpc_timeout_s, Stop())
-    end_hanging(settings, producer, consumer)
+    stop = Stop()
+    _initialise(producer, transactional_id, settings.worker.rpc_timeout_s, stop)
+    guard = Guard(stop)
+    end_hanging(settings, producer, guard, consumer)
+    guard.close()
 
 
-def end_hanging(settings: Settings, producer: Producer, consumer: Consumer | None = None) -> None:
+def end_hanging(
+    settings: Settings, producer: Producer, guard: Guard, consumer: Consumer | None = None
+) -> None:
     """End whatever `producer`'s id may still have open in a partition, though its transaction is over.
 
     A broker that was killed while a transaction was open was seen (Kafka 4.3.1) to end it after its restart
@@ -335,7 +354,9 @@ def end_hanging(settings: Settings, producer: Producer, consumer: Consumer | Non
             events = settings.names["events"]
             found = producer.list_topics(events, wait_s).topics[events].partitions
             places = [TopicPartition(events, partition, 0) for partition in found]
-            producer.send_offsets_to_transaction(places, consumer.consumer_group_metadata(), wait_s)
+            group = consumer.consumer_group_metadata()
+            send = producer.send_offsets_to_transaction
+            guard.call(lambda: send(places, group, wait_s), wait_s + HUNG_S, HANGS)
         producer.abort_transaction(wait_s)
     except (KafkaException, SystemError) as error:
         log.warning("ending what may hang of an earlier transaction failed: %s", named(cause_of(error)))

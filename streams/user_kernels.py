@@ -9,14 +9,12 @@ file, because numba's disk cache watches only the file of the kernel called.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, NamedTuple, TypeVar, cast
+from typing import NamedTuple
 
-import numba
 import numpy as np
 from numpy.typing import NDArray
 
-from online_models.kernels import isgd_step
+from online_models.kernels import isgd_step, kernel
 from streams.event_kernels import hash_bytes
 
 __all__ = ["Ids", "Learned", "Users", "admit", "encode", "gather", "learn", "load"]
@@ -27,7 +25,6 @@ Longs = NDArray[np.int64]
 Hashes = NDArray[np.uint64]
 Floats = NDArray[np.float32]
 Doubles = NDArray[np.float64]
-F = TypeVar("F", bound=Callable[..., Any])
 
 EMPTY, DELETED = -1, -2
 """Slots of a hash table that hold no code."""
@@ -45,12 +42,6 @@ ACCEPTED, DUPLICATE, LATE = range(3)
 FORMAT = 2
 """Format of a record of user-state: see `streams.user_records`."""
 MAX_ID_BYTES = 256
-
-
-def kernel(function: F) -> F:
-    """numba.njit without the interpreter lock, cached on disk; division by zero gives inf instead of
-    raising."""
-    return cast(F, numba.njit(nogil=True, cache=True, error_model="numpy")(function))
 
 
 class Ids(NamedTuple):

@@ -34,7 +34,7 @@ from confluent_kafka import TopicPartition
 from serving.pipeline import Pipeline
 from serving.retrieval.nearest import NearestItems
 from streams.answers import Answers
-from streams.clients import partition_for, wait_for_broker
+from streams.clients import wait_for_broker
 from streams.errors import TransactionLostError, WorkerFencedError
 from streams.intake import Batch, Intake
 from streams.item_rejects import ItemRejects
@@ -52,7 +52,6 @@ from streams.stopping import Stop
 from streams.takeover import fence_absent
 from streams.topic_admin import check_layout
 from streams.transaction import OutputRecord, OutputRecords, Transactions, transactional_id
-from streams.validation import EventValidator
 from streams.warm_up import compile_all
 
 __all__ = ["Worker"]
@@ -113,7 +112,8 @@ class Worker:
         if (taken_s := compile_all(self.settings)) > COMPILED_S:
             log.info("kernels compiled in %.0f s, once a machine: they are kept on disk", taken_s)
         events = self.partitions["events"]
-        self.validator = EventValidator(self.settings.validation, lambda key: partition_for(key, events))
+        self.intake = Intake(self.settings, events)
+        self.validator = self.intake.validator
         self.replica = Replica(self.settings, self.validator, self.partitions)
         self.stats = StatsReporter(self)
         self.stats.state("restoring")
@@ -122,7 +122,6 @@ class Worker:
         self._indexed = -math.inf
         self._changed_rows: list[npt.NDArray[np.int32]] = []
         self.pipeline = Pipeline(items, self.replica.catalogue, self.settings.serving, self.nearest)
-        self.intake = Intake(self.settings, events)
 
     def _serve(self) -> None:
         """Sessions until stopped; a lost transaction ends one and begins the next."""

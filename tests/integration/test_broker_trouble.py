@@ -10,13 +10,14 @@ import resource
 import signal
 import socket
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
 import pytest
-from confluent_kafka import Consumer, KafkaError, KafkaException
+from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 from confluent_kafka.admin import (  # type: ignore[attr-defined]  # its re-exports are not marked
     AclBinding,
     AclOperation,
@@ -38,11 +39,13 @@ from streams.clients import (
     wait_for_broker,
 )
 from streams.errors import BrokerUnavailableError, FreshetError, TransactionLostError, WorkerFencedError
+from streams.guard import Guard
 from streams.kafka_errors import DENIED, GONE, PASSING, cause_of, fatal_error, is_passing
 from streams.reading import PartitionReader, watermarks
 from streams.retries import RETRIES
 from streams.settings import Settings
 from streams.stopping import Stop
+from streams.topic_admin import create_topics
 from streams.transaction import OutputRecord, Transactions, fence
 from tests.conftest import settings_for
 from tests.integration.auditor import assert_exactly_once
@@ -126,6 +129,87 @@ def test_passing_errors_are_repeated_with_growing_pauses_and_counted() -> None:
     with pytest.raises(KafkaException):
         Stop().patiently(denied, 5.0)
     assert len(calls) == 1
+
+
+def test_a_call_that_never_returns_is_left_behind() -> None:
+    """What it raises and what it returns in time comes through; the rest is a lost transaction, and a signal
+    to stop is not kept waiting by it."""
+    guard, done = Guard(Stop()), threading.Event()
+    made: list[int] = []
+    guard.call(lambda: made.append(1), 5.0, "this")
+    with pytest.raises(KeyError):
+        guard.call(lambda: {}["no"], 5.0, "this")
+    assert made == [1]
+    assert not guard.hung
+    started = time.monotonic()
+    with pytest.raises(TransactionLostError, match="this did not return within 2 s"):
+        guard.call(done.wait, 2.0, "this")
+    assert guard.hung
+    assert time.monotonic() - started < 4.0
+    done.set()
+    stop = Stop()
+    stop.set()
+    stop.finish()
+    started = time.monotonic()
+    with pytest.raises(TransactionLostError):
+        Guard(stop).call(threading.Event().wait, 60.0, "this")
+    assert time.monotonic() - started < 8.0
+
+
+@pytest.mark.kafka
+@pytest.mark.slow
+def test_a_client_whose_call_never_returns_is_replaced() -> None:
+    """librdkafka's `send_offsets_to_transaction` stands for good after some restarts of the broker (its
+    issues 5456 and 5511; about half of these clients, four times out of four): all commit again soon."""
+    with tuned_broker() as broker:
+        settings = settings_for(
+            broker.bootstrap_servers,
+            topics={"partitions": 1},
+            worker={"transaction_timeout_s": 2.0, "rpc_timeout_s": 5.0},
+        )
+        create_topics(settings)
+        ended, commits = threading.Event(), [0] * 6
+        threads = [
+            threading.Thread(target=_commit_on, args=(settings, n, commits, ended), daemon=True)
+            for n in range(len(commits))
+        ]
+        for thread in threads:
+            thread.start()
+        for _ in range(3):
+            _await_commits(commits, 5, 60.0)
+            with broker.killed():
+                time.sleep(0.5)
+        _await_commits(commits, 5, 60.0)
+        ended.set()
+        for thread in threads:
+            thread.join(30.0)
+        assert not any(thread.is_alive() for thread in threads)
+
+
+def _commit_on(settings: Settings, number: int, commits: list[int], ended: threading.Event) -> None:
+    """One transaction after the other, each lost one with a new producer, as the worker does."""
+    consumer = make_consumer(consumer_config(settings, group=f"g{number}"))
+    _join(consumer, settings)
+    transactions = Transactions(settings, f"tx{number}")
+    while not ended.is_set():
+        consumer.poll(0.02)
+        try:
+            place = TopicPartition(settings.names["events"], 0, commits[number] % 50)
+            transactions.commit([_record(settings, b"x")], consumer, [place])
+            commits[number] += 1
+        except (TransactionLostError, WorkerFencedError):
+            transactions.close()
+            transactions = Transactions(settings, f"tx{number}")
+    transactions.close()
+    consumer.close()
+
+
+def _await_commits(commits: list[int], more: int, timeout_s: float) -> None:
+    """Until each has committed so many more."""
+    before, deadline = list(commits), time.monotonic() + timeout_s
+    while any(now < was + more for now, was in zip(commits, before, strict=True)):
+        assert time.monotonic() < deadline, f"stands still: {before} {commits}"
+        time.sleep(0.1)
 
 
 # ---- says no
@@ -455,8 +539,7 @@ def test_every_code_means_one_thing() -> None:
     wrapped = SystemError("returned a result with an exception set")
     wrapped.__cause__ = inner
     assert cause_of(wrapped).code() == KafkaError._FENCED
-    with pytest.raises(SystemError):
-        cause_of(SystemError("another"))
+    assert cause_of(SystemError("returned NULL without setting an exception")).code() == KafkaError._FAIL
 
 
 def test_a_wrong_login_is_told_apart_from_no_broker(secured: tuple[TunedBroker, int]) -> None:

@@ -105,16 +105,12 @@ class Learned(NamedTuple):
 
     row_of: Ints
     """int32[>= codes]: row in the item table, -1 where the item has none."""
-    code_of: Ints
-    """int32[>= rows]"""
     factors: Floats
     """float32[rows, d]"""
     unknown: Floats
     """float32[u, d]: start vectors of the batch's items without a row."""
-    popular: Ints
-    """int32[p]: rows by falling plain count."""
     popular_place: Ints
-    """int32[>= rows]: an item's place in `popular`, -1 where it has none."""
+    """int32[>= rows]: an item's place by falling plain count, -1 where it has none."""
     discount: Doubles
     """float64[10]: 1 / log2(place + 2)"""
     learning_rate: float
@@ -481,13 +477,16 @@ def _judge(
     item_row = learned.row_of[code]
     if item_row < 0 or seen or learned.popular_place[item_row] < 0:
         return
-    ahead = 0
-    for k in range(learned.popular_place[item_row]):
-        ahead += not _has_seen(users, row, learned.code_of[learned.popular[k]])
-        if ahead == len(learned.discount):
-            return
-    hits[2] += 1
-    sums[1] += learned.discount[ahead]
+    start, count = users.long[row, START + SEEN], users.small[row, COUNT + SEEN]
+    ahead = place = learned.popular_place[item_row]  # less those of the more popular that the user has seen
+    if ahead - count >= len(learned.discount):
+        return
+    for at in range(start, start + count):
+        other = learned.row_of[users.seen_item[at]]
+        ahead -= other >= 0 and 0 <= learned.popular_place[other] < place
+    if ahead < len(learned.discount):
+        hits[2] += 1
+        sums[1] += learned.discount[ahead]
 
 
 @kernel

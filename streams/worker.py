@@ -3,8 +3,9 @@
     events ─► decode, validate, dedupe ─► learn ─► retrieve, filter, score, explain ─► recommendations
        └─► events-dlq                       └─► interactions ─► (read back) item models of every worker
 
-One thread does it all, in this order, so that nothing is half done when a rebalance or a signal comes (only
-waiting for the broker, and ONNX Runtime, have threads of their own):
+One thread does it all, in this order, so that nothing is half done when a rebalance or a signal comes.
+Threads of their own have: 1, which runs beside all that does not read the item state (5, 2 and 3); waiting
+for the broker in 5, when behind; ONNX Runtime.
 
 1. Follow the learning log, the catalogue and the models topic; swap the ranker if a new one is ready.
 2. Take what has arrived, up to `worker.max_batch` records: one or two when it is quiet, hundreds when
@@ -24,18 +25,16 @@ import gc
 import logging
 import math
 import secrets
+import sys
 import time
-from concurrent.futures import Future, ThreadPoolExecutor
 
-import numpy as np
-import numpy.typing as npt
 from confluent_kafka import TopicPartition
 
-from serving.pipeline import Pipeline
-from serving.retrieval.nearest import NearestItems
 from streams.answers import Answers
 from streams.clients import wait_for_broker
+from streams.committer import Committer
 from streams.errors import TransactionLostError, WorkerFencedError
+from streams.follower import Follower
 from streams.intake import Batch, Intake
 from streams.item_rejects import ItemRejects
 from streams.learner import Learner, joined
@@ -63,12 +62,10 @@ FENCED_AGAIN_S = 60.0
 way."""
 STALLED_S = 20.0
 """Beyond a transaction's timeout: how long the learning log may stand still before something is done."""
+SWITCH_S = 0.0005
+"""Python's turn between threads that both want the interpreter: its own 5 ms is a commit's whole latency."""
 COMPILED_S = 5.0
 """Loading the kernels from disk takes less."""
-INDEX_S = 0.1
-"""Between two looks at which items have moved, for the index of nearest items in a large catalogue."""
-MOVED_AT_ONCE = 256
-"""Moved items that the index takes in at one look: a millisecond or two."""
 RESTORES_IN_A_ROW = 5
 """Lost transactions without one committed in between, after which the worker gives up and says so."""
 
@@ -83,7 +80,6 @@ class Worker:
         self.epoch = int(time.time() * 1000)
         self.transactional_id = transactional_id(settings, self.id)
         self._stop = Stop()
-        self._committer = ThreadPoolExecutor(1, thread_name_prefix="commit")
         self.serving = False
 
     def stop(self) -> None:
@@ -98,7 +94,7 @@ class Worker:
         """
         try:
             self._prepare()
-            _calm_collector()
+            _tune_interpreter()
             if self.replica.catch_up(self._stop.is_set):
                 self._serve()
         finally:
@@ -117,11 +113,7 @@ class Worker:
         self.replica = Replica(self.settings, self.validator, self.partitions)
         self.stats = StatsReporter(self)
         self.stats.state("restoring")
-        items = self.replica.items
-        self.nearest = NearestItems(items)
-        self._indexed = -math.inf
-        self._changed_rows: list[npt.NDArray[np.int32]] = []
-        self.pipeline = Pipeline(items, self.replica.catalogue, self.settings.serving, self.nearest)
+        self.follower = Follower(self.replica, self.settings.serving, self.stats.swapped)
 
     def _serve(self) -> None:
         """Sessions until stopped; a lost transaction ends one and begins the next."""
@@ -145,7 +137,7 @@ class Worker:
         """Join the group and serve until stopped, or until a transaction is lost."""
         settings = self.settings
         self.transactions = Transactions(settings, self.transactional_id, self._stop)
-        self._committing: tuple[Future[None], Committed] | None = None
+        self.committer = Committer(self.transactions, self.stats.count, settings.worker.max_batch)
         self._patience_s = settings.worker.transaction_timeout_s + STALLED_S
         kinds = self.intake.reader.type_names
         self.shards = Shards(settings, self.transactional_id, kinds)
@@ -157,18 +149,22 @@ class Worker:
             static=self.static,
             should_stop=self._stop.is_set,
             on_state=self.stats.state,
-            settle=self._settle,
+            settle=self.committer.settle,
             end_own=self.transactions.end_hanging,
         )
-        self.answers = Answers(settings, self.pipeline, self.shards, self.learner.codes, self.id, self.epoch)
+        self.answers = Answers(
+            settings, self.follower.pipeline, self.shards, self.learner.codes, self.id, self.epoch
+        )
         signature = (self.transactional_id, self.id, self.epoch)
         self.outbox = Outbox(settings, self.shards, self.learner, signature, self.partitions["events"])
         self.item_rejects: ItemRejects | None = None
         try:
+            self.follower.begin()
             while not self._stop.is_set():
                 self._step()
-            self._settle()
+            self.committer.settle()
         finally:
+            self.follower.end()
             rejects = self.item_rejects
             self._stop.finish(
                 self.source.close,
@@ -179,19 +175,17 @@ class Worker:
     def _step(self) -> None:
         """One turn of the loop: the five steps of the fast path."""
         clock = self.stats.clock
-        with clock.stage("follow"):
-            if (swap := self.replica.follow()) is not None:  # 1
-                self.pipeline.use(self.replica.slot.current)
-                self.stats.swapped(swap)
-            self._follow_rows()
         with clock.stage("wait"):
             messages = self.source.poll(self.settings.worker.max_batch, self.settings.worker.poll_s)  # 2
             offsets = self.source.positions()
         if not messages:
-            self._settle()
+            self.committer.settle()
         bad_items = self._rejected_items()
         if messages or offsets or bad_items:
             self._handle(messages, offsets, bad_items, clock)
+        else:
+            self._followed(clock)
+            self.follower.begin()  # 1, of the next turn
         if self.replica.stalled_s > self._patience_s and 0 in self.shards.owned:
             self._free_log()
         self.stats.report_if_due()
@@ -204,25 +198,15 @@ class Worker:
             self.settings.names["interactions"], self.replica.offset, self.replica.stalled_s,
         )  # fmt: skip
         self._patience_s = self.replica.stalled_s + STALLED_S
-        self._settle()
+        self.committer.settle()
         everywhere = range(self.partitions["events"])
         fence_absent(self.settings, everywhere, {self.transactional_id}, self.source.consumer)
         self.transactions.end_hanging(self.source.consumer)
 
-    def _follow_rows(self) -> None:
-        """Tell whoever keeps something by row of the item table which rows changed hands."""
-        given, freed = self.replica.items.take_changes()
-        if len(given) or len(freed):
-            self.pipeline.rows_changed(np.concatenate((given, freed)))
-            self.learner.codes.follow(given, freed)
-        items, now = self.replica.items, time.monotonic()
-        if len(items.items) <= self.settings.serving.factor_scan_items:
-            return
-        self._changed_rows += [given, freed]
-        if now - self._indexed >= INDEX_S or self.nearest.backlog:
-            self._indexed = now
-            self.nearest.follow(np.concatenate((*self._changed_rows, items.take_moved(MOVED_AT_ONCE))))
-            self._changed_rows = []
+    def _followed(self, clock: StageClock) -> None:
+        """The end of 1: from here on the item state stands still."""
+        with clock.stage("follow"):
+            self.follower.join(self.learner.codes)
 
     def _handle(
         self,
@@ -238,44 +222,16 @@ class Worker:
         if bad_items:
             batch.dead += bad_items
             batch.shards[0] = self.shards[0]
+        self._followed(clock)
         interactions, lists, coalesced = self._learn_and_answer(batch, clock)  # 4
+        self.follower.begin()  # 1, of the next turn
         with clock.stage("pack"):
             offsets = offsets or self._own_place()
             item_offsets = None if self.item_rejects is None else self.item_rejects.next_offsets()
             records = [*lists, *self.outbox.records(batch, interactions, offsets, item_offsets)]
         with clock.stage("commit"):
-            self._commit(records, offsets, batch, coalesced)  # 5
-
-    def _commit(
-        self,
-        records: list[OutputRecord | OutputRecords],
-        offsets: list[TopicPartition],
-        batch: Batch,
-        coalesced: int,
-    ) -> None:
-        """Step 5. Behind, the broker is waited for beside the next batch; else here, for latency's sake."""
-        counted = Committed(batch.records, len(batch.requests), coalesced, self.answers.take_sent_ms())
-        self._settle()
-        self.transactions.begin(records)
-        self.source.committed(offsets)
-        member = self.transactions.member(self.source.consumer)
-        if self.transactions.exactly_once and batch.records >= self.settings.worker.max_batch:
-            self._committing = self._committer.submit(self.transactions.finish, member, offsets), counted
-        else:
-            self.transactions.finish(member, offsets)
-            self.stats.count(counted)
-
-    def _settle(self) -> None:
-        """Wait until what was begun is committed, and count it.
-
-        Raises:
-            TransactionLostError, WorkerFencedError, FreshetError: it was not.
-        """
-        if self._committing is None:
-            return
-        (finished, counted), self._committing = self._committing, None
-        finished.result()
-        self.stats.count(counted)
+            counted = Committed(batch.records, len(batch.requests), coalesced, self.answers.take_sent_ms())
+            self.committer.commit(records, self.source, offsets, counted)  # 5
 
     def _learn_and_answer(
         self, batch: Batch, clock: StageClock
@@ -316,9 +272,10 @@ class Worker:
         return [TopicPartition(self.settings.names["events"], 0, shard.next_offsets["events"])]
 
 
-def _calm_collector() -> None:
-    """What lives as long as the process is never looked at again by Python's garbage collector, and the rest
-    seldom: the records of a batch are thousands of objects without a cycle."""
+def _tune_interpreter() -> None:
+    """Threads take turns often; what lives as long as the process is never looked at again by Python's
+    garbage collector, and the rest seldom: a batch's records are thousands of objects without a cycle."""
+    sys.setswitchinterval(SWITCH_S)
     gc.collect()
     gc.freeze()
     gc.set_threshold(100_000, 50, 50)

@@ -383,10 +383,16 @@ def _remember_hash(users: Users, row: int, hashed: int, time_ms: int, earlier: i
 @kernel
 def _find_hash(users: Users, row: int, hashed: int) -> int:
     start = users.long[row, START + DEDUPE]
-    for at in range(start + users.small[row, COUNT + DEDUPE] - 1, start - 1, -1):
-        if users.dedupe_hash[at] == hashed:
-            return at
-    return -1
+    end = start + users.small[row, COUNT + DEDUPE]
+    found = False
+    for at in range(start, end):
+        found |= users.dedupe_hash[at] == hashed  # hardly ever; many at a time, as in _has_seen
+    if not found:
+        return -1
+    at = end - 1
+    while users.dedupe_hash[at] != hashed:
+        at -= 1
+    return at
 
 
 @kernel

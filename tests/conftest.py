@@ -30,10 +30,18 @@ KAFKA_IMAGE = "apache/kafka:4.3.1"
 BROKER_FIXTURES = {"kafka", "settings", "kafka_broker"}
 
 
+ONE_AT_A_TIME = ("browser", "integration")
+"""Folders whose tests start processes and look at the clock: one process runs them all, while another runs
+the rest."""
+
+
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if BROKER_FIXTURES & set(getattr(item, "fixturenames", ())):
             item.add_marker(pytest.mark.kafka)
+        if item.path.parent.name in ONE_AT_A_TIME:
+            item.add_marker(pytest.mark.xdist_group("one at a time"))
 
 
 def _no_broker(reason: str) -> None:

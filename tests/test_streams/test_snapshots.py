@@ -1,4 +1,4 @@
-"""Snapshots on a real log: the newest whole one that fits is taken, all else is passed over by name."""
+"""Snapshots on a real small_log: the newest whole one that fits is taken, all else is passed over by name."""
 
 from __future__ import annotations
 
@@ -10,30 +10,12 @@ import pytest
 from confluent_kafka import TopicPartition
 
 from online_models.errors import SnapshotMismatchError
-from online_models.item_state import ItemState, ModelSettings
-from streams.clients import admin, make_producer, producer_config
+from online_models.item_state import ModelSettings
+from streams.clients import admin
 from streams.errors import DataLossError, TopicLayoutError
 from streams.settings import Settings
 from streams.snapshots import SnapshotStore
-from tests.test_online_models.test_item_state import SETTINGS as MODELS
-from tests.test_online_models.test_item_state import make_log
-
-
-@pytest.fixture
-def log(settings: Settings) -> Settings:
-    """A deployment with small models whose learning log holds 100 records."""
-    producer = make_producer(producer_config(settings))
-    for _ in range(100):
-        producer.produce(settings.names["interactions"], b"x", partition=0)
-    assert producer.flush(10) == 0
-    return msgspec.structs.replace(settings, models=MODELS)
-
-
-def _state(n: int, offset: int) -> ItemState:
-    state = ItemState(MODELS)
-    state.apply(make_log(n))
-    state.offset = offset
-    return state
+from tests.test_streams.snapshot_log import state_at
 
 
 def _cut_off(settings: Settings, before: int) -> None:
@@ -42,26 +24,28 @@ def _cut_off(settings: Settings, before: int) -> None:
         future.result(10)
 
 
-def test_the_newest_comes_back_and_old_ones_go(log: Settings) -> None:
-    store = SnapshotStore(log)
+def test_the_newest_comes_back_and_old_ones_go(small_log: Settings) -> None:
+    store = SnapshotStore(small_log)
     assert store.names() == []
     assert (store.newest_or_empty().offset, len(store.newest_or_empty().items)) == (0, 0)
     for n in range(1, 6):
-        store.save(_state(10 * n, n))
+        store.save(state_at(10 * n, n))
     assert [int(name.split("-")[1]) for name in store.names()] == [5, 4, 3]
     found = store.newest_or_empty()
-    assert (found.offset, found.digest()) == (5, _state(50, 5).digest())
-    assert store.save(_state(50, 5)) == store.names()[0]
-    folders = [path for path in Path(log.state.dir).iterdir() if path.is_dir()]
+    assert (found.offset, found.digest()) == (5, state_at(50, 5).digest())
+    assert store.save(state_at(50, 5)) == store.names()[0]
+    folders = [path for path in Path(small_log.state.dir).iterdir() if path.is_dir()]
     assert len(folders) == 1, "a topic id is one folder"
     assert not list(folders[0].glob(".*")), "nothing half written is left"
     assert not [path for path in folders[0].iterdir() if path.is_dir()]
 
 
-def test_a_damaged_snapshot_is_passed_over_and_named(log: Settings, caplog: pytest.LogCaptureFixture) -> None:
-    store = SnapshotStore(log)
-    names = [store.save(_state(10 * n, n)) for n in (1, 2, 3)]
-    truncated, altered = (next(Path(log.state.dir).rglob(name)) for name in names[1:])
+def test_a_damaged_snapshot_is_passed_over_and_named(
+    small_log: Settings, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = SnapshotStore(small_log)
+    names = [store.save(state_at(10 * n, n)) for n in (1, 2, 3)]
+    truncated, altered = (next(Path(small_log.state.dir).rglob(name)) for name in names[1:])
     truncated.write_bytes(truncated.read_bytes()[:-1])
     data = bytearray(altered.read_bytes())
     data[-1] ^= 1
@@ -73,24 +57,24 @@ def test_a_damaged_snapshot_is_passed_over_and_named(log: Settings, caplog: pyte
 
 
 def test_one_beyond_the_log_or_behind_its_start_is_not_used(
-    log: Settings, caplog: pytest.LogCaptureFixture
+    small_log: Settings, caplog: pytest.LogCaptureFixture
 ) -> None:
-    store = SnapshotStore(log)
+    store = SnapshotStore(small_log)
     for n, offset in ((1, 20), (2, 50), (3, 200)):
-        store.save(_state(10 * n, offset))
+        store.save(state_at(10 * n, offset))
     assert store.newest_or_empty().offset == 50
     assert "the log holds offsets 0 to 100; not used" in caplog.text
-    _cut_off(log, 60)
+    _cut_off(small_log, 60)
     with pytest.raises(DataLossError, match="starts at offset 60 and no usable snapshot reaches it"):
         store.newest_or_empty()
 
 
-def test_one_of_other_models_is_passed_over_while_the_whole_log_is_there(log: Settings) -> None:
-    store = SnapshotStore(log)
-    store.save(_state(10, 30))
-    other = msgspec.structs.replace(log, models=ModelSettings(seed=5))
+def test_one_of_other_models_is_passed_over_while_the_whole_log_is_there(small_log: Settings) -> None:
+    store = SnapshotStore(small_log)
+    store.save(state_at(10, 30))
+    other = msgspec.structs.replace(small_log, models=ModelSettings(seed=5))
     assert SnapshotStore(other).newest_or_empty().offset == 0
-    _cut_off(log, 10)
+    _cut_off(small_log, 10)
     with pytest.raises(SnapshotMismatchError):
         SnapshotStore(other).newest_or_empty()
     assert store.newest_or_empty().offset == 30

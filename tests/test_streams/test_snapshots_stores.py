@@ -19,13 +19,10 @@ from fsspec.implementations.local import LocalFileSystem
 from hypothesis import HealthCheck, given, strategies
 from hypothesis import settings as hypothesis_settings
 
-from online_models.item_state import ItemState
-from streams.clients import make_producer, producer_config
 from streams.errors import SettingsError, StateError
 from streams.settings import Settings
 from streams.snapshots import SnapshotStore
-from tests.test_online_models.test_item_state import SETTINGS as MODELS
-from tests.test_online_models.test_item_state import make_log
+from tests.test_streams.snapshot_log import state_at
 
 ROOT = Path(__file__).parents[2]
 
@@ -56,38 +53,23 @@ class Recording(LocalFileSystem):
         super().mv(path1, path2, **kwargs)
 
 
-@pytest.fixture
-def log(settings: Settings) -> Settings:
-    """A deployment with small models whose learning log holds 100 records."""
-    producer = make_producer(producer_config(settings))
-    for _ in range(100):
-        producer.produce(settings.names["interactions"], b"x", partition=0)
-    assert producer.flush(10) == 0
-    return msgspec.structs.replace(settings, models=MODELS)
-
-
-def _on(log: Settings, url: str) -> SnapshotStore:
-    return SnapshotStore(msgspec.structs.replace(log, state=msgspec.structs.replace(log.state, dir=url)))
-
-
-def _state(n: int, offset: int) -> ItemState:
-    state = ItemState(MODELS)
-    state.apply(make_log(n))
-    state.offset = offset
-    return state
+def _on(small_log: Settings, url: str) -> SnapshotStore:
+    return SnapshotStore(
+        msgspec.structs.replace(small_log, state=msgspec.structs.replace(small_log.state, dir=url))
+    )
 
 
 @pytest.mark.parametrize("scheme", ["", "file://", "memory://"])
 def test_any_store_keeps_the_last_few_and_gives_the_newest_back(
-    log: Settings, scheme: str, tmp_path: Path
+    small_log: Settings, scheme: str, tmp_path: Path
 ) -> None:
     url = f"{scheme}/{uuid.uuid4().hex}" if scheme == "memory://" else f"{scheme}{tmp_path / 'deep' / 'er'}"
-    store = _on(log, url)
+    store = _on(small_log, url)
     for n in range(1, 6):
-        store.save(_state(10 * n, n))
+        store.save(state_at(10 * n, n))
     assert [int(name.split("-")[1]) for name in store.names()] == [5, 4, 3]
     found = store.newest_or_empty()
-    assert (found.offset, found.digest()) == (5, _state(50, 5).digest())
+    assert (found.offset, found.digest()) == (5, state_at(50, 5).digest())
     filesystem, folder = fsspec.core.url_to_fs(url)
     whole = [path for path in filesystem.find(folder) if path.endswith(".safetensors")]
     assert len(whole) == len(filesystem.find(folder)) == 3, "nothing half written is left"
@@ -95,28 +77,28 @@ def test_any_store_keeps_the_last_few_and_gives_the_newest_back(
 
 @pytest.mark.parametrize(("scheme", "package"), [("s3", "s3fs"), ("gs", "gcsfs"), ("nonsense", "")])
 def test_a_store_without_its_package_is_said(
-    log: Settings, scheme: str, package: str, monkeypatch: pytest.MonkeyPatch
+    small_log: Settings, scheme: str, package: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if package:
         monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(SettingsError, match=rf"\[state\] dir = '{scheme}://.*freshet\[s3\]"):
-        _on(log, f"{scheme}://bucket/snapshots")
+        _on(small_log, f"{scheme}://bucket/snapshots")
 
 
 def test_it_is_written_beside_and_renamed_and_a_full_disk_leaves_nothing(
-    log: Settings, tmp_path: Path
+    small_log: Settings, tmp_path: Path
 ) -> None:
     fsspec.register_implementation("recording", Recording, clobber=True)
-    store = _on(log, f"recording://{tmp_path}/snapshots")
+    store = _on(small_log, f"recording://{tmp_path}/snapshots")
     Recording.done, Recording.failing = [], ""
-    name = store.save(_state(10, 1))
+    name = store.save(state_at(10, 1))
     (first, beside), second = (done for done in Recording.done if done[0] != "ls")
     assert (first, second) == ("pipe_file", ("mv", name))
     assert beside.startswith(f".{name}.")
     for failing in ("pipe_file", "mv"):
         Recording.failing = failing
         with pytest.raises(OSError, match="No space left"):
-            store.save(_state(20, 2))
+            store.save(state_at(20, 2))
         assert [path.name for path in tmp_path.rglob("*safetensors*")] == [name]
     Recording.failing = ""
     assert store.newest_or_empty().offset == 1
@@ -128,12 +110,12 @@ def _named(offset: int, data: bytes) -> str:
 
 
 def test_whole_files_that_are_no_snapshots_are_passed_over(
-    log: Settings, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    small_log: Settings, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Their digests are right: it is what they hold that is not."""
-    store = _on(log, str(tmp_path))
-    folder = next(Path(tmp_path).rglob(store.save(_state(10, 1)))).parent
-    arrays = safetensors.numpy.load(_state(10, 9).to_bytes())
+    store = _on(small_log, str(tmp_path))
+    folder = next(Path(tmp_path).rglob(store.save(state_at(10, 1)))).parent
+    arrays = safetensors.numpy.load(state_at(10, 9).to_bytes())
     wrong = [
         b"",
         b"\x80\x04\x95 this was another format once",
@@ -157,11 +139,11 @@ def test_whole_files_that_are_no_snapshots_are_passed_over(
     cut=strategies.floats(0, 1, exclude_max=True), bit=strategies.integers(0, 7), flip=strategies.booleans()
 )
 def test_no_cut_and_no_flipped_bit_goes_unnoticed(
-    log: Settings, tmp_path: Path, cut: float, bit: int, flip: bool
+    small_log: Settings, tmp_path: Path, cut: float, bit: int, flip: bool
 ) -> None:
-    store = _on(log, str(tmp_path / uuid.uuid4().hex))
-    store.save(_state(10, 1))
-    newest = next(tmp_path.rglob(store.save(_state(20, 2))))
+    store = _on(small_log, str(tmp_path / uuid.uuid4().hex))
+    store.save(state_at(10, 1))
+    newest = next(tmp_path.rglob(store.save(state_at(20, 2))))
     data = bytearray(newest.read_bytes())
     place = int(cut * len(data))
     if flip:
@@ -170,15 +152,15 @@ def test_no_cut_and_no_flipped_bit_goes_unnoticed(
         del data[place:]
     newest.write_bytes(data)
     found = store.newest_or_empty()
-    assert (found.offset, found.digest()) == (1, _state(10, 1).digest())
+    assert (found.offset, found.digest()) == (1, state_at(10, 1).digest())
     newest.unlink()
 
 
-def test_a_store_that_cannot_be_listed_is_said(log: Settings, tmp_path: Path) -> None:
+def test_a_store_that_cannot_be_listed_is_said(small_log: Settings, tmp_path: Path) -> None:
     fsspec.register_implementation("recording", Recording, clobber=True)
-    store = _on(log, f"recording://{tmp_path}")
+    store = _on(small_log, f"recording://{tmp_path}")
     Recording.failing = ""
-    store.save(_state(10, 1))
+    store.save(state_at(10, 1))
     Recording.failing = "ls"
     with pytest.raises(StateError, match=r"can't be listed.*\[state\] dir"):
         store.newest_or_empty()

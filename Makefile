@@ -30,6 +30,7 @@ demo: $(STAMP) | need-maven ## the main job: Kafka, workers, trainer and monitor
 test: $(STAMP) ## all tests but the slow ones, against a real broker
 	@command -v mvn >/dev/null 2>&1 || echo "make test: no Maven (mvn) on PATH: unless a broker is named in" \
 	  "FRESHET_TEST_BOOTSTRAP or its jars are cached, the Kafka tests will be skipped. apt-get install maven." >&2
+	$(PY) -m streams.warm_up
 	$(PY) -m pytest -m "not slow" --durations=15 -n 2 --dist loadgroup $(ARGS)
 
 test-slow: $(STAMP) | need-maven ## long chaos and quality runs

@@ -39,6 +39,7 @@ class Answers:
         pipeline: Pipeline,
         shards: Shards,
         codes: ItemCodes,
+        encoder: ListEncoder,
         worker: str,
         epoch: int,
     ) -> None:
@@ -46,7 +47,7 @@ class Answers:
         self._pipeline = pipeline
         self._shards = shards
         self._codes = codes
-        self._encoder = ListEncoder(pipeline.items.items, pipeline.catalogue)
+        self._encoder = encoder
         self._topic = settings.names["recommendations"]
         self._headers = [("worker", worker.encode()), ("epoch", str(epoch).encode())]
         self._nobody = pipeline.items.start_users([""])[0] * 0

@@ -47,6 +47,10 @@ class Committer:
             self._transactions.finish(member, offsets)
             self._count(counted)
 
+    def close(self) -> None:
+        """Let the thread end, after what was begun."""
+        self._thread.shutdown(wait=False)
+
     def settle(self) -> None:
         """Wait until what was begun is committed, and count it; raises as `commit`."""
         if self._begun is None:

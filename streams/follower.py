@@ -78,7 +78,7 @@ class Follower:
             self._changed = []
 
     def end(self) -> None:
-        """Let what was begun come to its end; what it raises no longer matters."""
+        """Wait a little for what was begun. How it went comes out of the next session's `join`: an error
+        means records that are read and not learned, and a swap is told once."""
         if self._begun is not None:
             wait([self._begun], END_S)
-            self._begun = None

@@ -60,8 +60,10 @@ class Guard:
 
         Raises:
             TransactionLostError: it had not returned after `limit_s` seconds, or the grace after a signal to
-                stop was over.
+                stop was over, or an earlier call was left behind.
         """
+        if self.hung:
+            raise TransactionLostError(f"{what} was not called: an earlier call has not returned")
         call = _Call(function)
         self._calls.put(call)
         looks = 0

@@ -327,8 +327,10 @@ def fence(settings: Settings, transactional_id: str, consumer: Consumer | None =
     stop = Stop()
     _initialise(producer, transactional_id, settings.worker.rpc_timeout_s, stop)
     guard = Guard(stop)
-    end_hanging(settings, producer, guard, consumer)
-    guard.close()
+    try:
+        end_hanging(settings, producer, guard, consumer)
+    finally:
+        guard.close()
 
 
 def end_hanging(

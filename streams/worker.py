@@ -30,6 +30,7 @@ import time
 
 from confluent_kafka import TopicPartition
 
+from serving.list_encoding import ListEncoder
 from streams.answers import Answers
 from streams.clients import wait_for_broker
 from streams.committer import Committer
@@ -114,6 +115,7 @@ class Worker:
         self.stats = StatsReporter(self)
         self.stats.state("restoring")
         self.follower = Follower(self.replica, self.settings.serving, self.stats.swapped)
+        self.encoder = ListEncoder(self.replica.items.items, self.replica.catalogue)
 
     def _serve(self) -> None:
         """Sessions until stopped; a lost transaction ends one and begins the next."""
@@ -152,11 +154,12 @@ class Worker:
             settle=self.committer.settle,
             end_own=self.transactions.end_hanging,
         )
+        signature = (self.id, self.epoch)
         self.answers = Answers(
-            settings, self.follower.pipeline, self.shards, self.learner.codes, self.id, self.epoch
+            settings, self.follower.pipeline, self.shards, self.learner.codes, self.encoder, *signature
         )
-        signature = (self.transactional_id, self.id, self.epoch)
-        self.outbox = Outbox(settings, self.shards, self.learner, signature, self.partitions["events"])
+        owner = (self.transactional_id, *signature)
+        self.outbox = Outbox(settings, self.shards, self.learner, owner, self.partitions["events"])
         self.item_rejects: ItemRejects | None = None
         try:
             self.follower.begin()
@@ -168,6 +171,7 @@ class Worker:
             rejects = self.item_rejects
             self._stop.finish(
                 self.source.close,
+                self.committer.close,
                 self.transactions.close,
                 lambda: None if rejects is None else rejects.close(),
             )

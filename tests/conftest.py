@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 
 from streams.broker import BrokerInfo, start_broker, stop_broker
@@ -29,6 +30,9 @@ from streams.topic_admin import create_topics
 KAFKA_IMAGE = "apache/kafka:4.3.1"
 BROKER_FIXTURES = {"kafka", "settings", "kafka_broker"}
 
+
+hypothesis.settings.register_profile("freshet", deadline=None)  # another process shares the cores
+hypothesis.settings.load_profile("freshet")
 
 ONE_AT_A_TIME = ("browser", "integration")
 """Folders whose tests start processes and look at the clock: one process runs them all, while another runs

@@ -81,9 +81,9 @@ def test_the_successor_follows_in_sessions(made: Synthetic) -> None:
 
 
 def test_a_hundred_thousand_events_take_seconds() -> None:
-    start_s = time.perf_counter()
+    start_s = time.process_time()
     assert len(synthetic().events) == 100_000
-    assert time.perf_counter() - start_s < 3.0
+    assert time.process_time() - start_s < 3.0
 
 
 def test_the_impossible_is_refused_with_the_numbers() -> None:

@@ -28,11 +28,15 @@ def test_an_error_that_a_session_s_end_overtook_comes_out_of_the_next_join(setti
     time.sleep(2.0)  # the record waits in the client: the first look finds it
     try:
         with pytest.raises(LearningLogError, match=r"interactions\[0\]@0"):
-            for _ in range(50):
-                follower.begin()
-                follower.end()  # the session is lost meanwhile
-                follower.begin()
-                follower.join(codes)
-                time.sleep(0.1)
+            _sessions(follower, codes)
     finally:
         replica.close()
+
+
+def _sessions(follower: Follower, codes: ItemCodes) -> None:
+    for _ in range(50):
+        follower.begin()
+        follower.end()  # the first session is lost meanwhile
+        follower.begin()
+        follower.join(codes)
+        time.sleep(0.1)

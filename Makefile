@@ -31,7 +31,7 @@ test: $(STAMP) ## all tests but the slow ones, against a real broker
 	@command -v mvn >/dev/null 2>&1 || echo "make test: no Maven (mvn) on PATH: unless a broker is named in" \
 	  "FRESHET_TEST_BOOTSTRAP or its jars are cached, the Kafka tests will be skipped. apt-get install maven." >&2
 	$(PY) -m streams.warm_up
-	$(PY) -m pytest -m "not slow" --durations=15 -n 2 --dist loadgroup $(ARGS)
+	$(PY) -m pytest -m "not slow" --durations=15 -n 2 $(ARGS)
 
 test-slow: $(STAMP) | need-maven ## long chaos and quality runs
 	$(PY) -m pytest -m slow --durations=15 $(ARGS)

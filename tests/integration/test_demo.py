@@ -102,7 +102,9 @@ def test_small_demo_ends_with_a_summary_and_leaves_nothing(folder: Path) -> None
     assert wait_clean(folder, 5.0) == []
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize(
+    "number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow), signal.SIGKILL]
+)
 def test_interrupted_demo_leaves_nothing(folder: Path, number: signal.Signals) -> None:
     demo = start_demo(folder, "--rate", "200")
     try:

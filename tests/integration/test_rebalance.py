@@ -221,6 +221,7 @@ TUNED = {
 
 
 @pytest.mark.kafka
+@pytest.mark.slow
 def test_the_new_group_protocol_works_end_to_end(tmp_path: Path) -> None:
     """KIP-848: two workers share, one is killed with its partitions, one is restarted, one is stopped; the
     broker's session timeout, not ours, says how long a lost worker keeps its partitions."""

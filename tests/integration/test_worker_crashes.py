@@ -46,6 +46,7 @@ def _kill_along(fleet: Deployment, n: int, kills: int, seed: int, worker_id: str
     assert len(epochs) == kills + 1
 
 
+@pytest.mark.slow
 def test_kill_9_and_restart_under_the_same_id(fleet: Deployment) -> None:
     _kill_along(fleet, 1500, kills=3, seed=11, worker_id="w1")
 
@@ -76,6 +77,7 @@ def _check_replicas(fleet: Deployment, folders: list[Path]) -> None:
         assert {offset: state.digest() for offset, state in states.items()} == digests
 
 
+@pytest.mark.slow
 def test_two_workers_one_stopped_one_killed(fleet: Deployment, tmp_path: Path) -> None:
     folders = [tmp_path / "snapshots-a", tmp_path / "snapshots-b"]
     often = {"WORKER__SNAPSHOT_INTERACTIONS": "100", "WORKER__SNAPSHOT_S": "0"}

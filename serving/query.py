@@ -60,6 +60,22 @@ class QueryBatch:
         return len(self.count)
 
     @classmethod
+    def joined(cls, parts: Sequence[QueryBatch]) -> QueryBatch:
+        """All of `parts`, which have no `requests`, one behind the other."""
+        if len(parts) == 1:
+            return parts[0]
+        before = np.cumsum([0, *(len(part.blocked) for part in parts[:-1])])
+        ends = [part.blocked_end + start for part, start in zip(parts, before, strict=True)]
+        return cls(
+            recent=np.concatenate([part.recent for part in parts]),
+            blocked=np.concatenate([part.blocked for part in parts]),
+            blocked_end=np.concatenate(ends).astype(np.int32),
+            seen_count=np.concatenate([part.seen_count for part in parts]),
+            factors=np.concatenate([part.factors for part in parts]),
+            count=np.concatenate([part.count for part in parts]),
+        )
+
+    @classmethod
     def of(cls, queries: Sequence[Query], items: ItemTable, length: int) -> QueryBatch:
         """The columns of queries, `length` recent items each."""
         recent = np.full((len(queries), length), -1, dtype=np.int32)

@@ -14,8 +14,7 @@ from serving.pipeline import Pipeline
 from serving.query import Query, QueryBatch, RankedBatch
 from streams.events import Request
 from streams.intake import Batch
-from streams.item_codes import ItemCodes
-from streams.learner import JUDGED
+from streams.learner import JUDGED, Learner
 from streams.settings import Settings
 from streams.shards import Shards
 from streams.source import Source
@@ -38,7 +37,7 @@ class Answers:
         settings: Settings,
         pipeline: Pipeline,
         shards: Shards,
-        codes: ItemCodes,
+        learner: Learner,
         encoder: ListEncoder,
         worker: str,
         epoch: int,
@@ -46,7 +45,9 @@ class Answers:
         self._settings = settings
         self._pipeline = pipeline
         self._shards = shards
-        self._codes = codes
+        self._learner = learner
+        self._codes = learner.codes
+        self._asked: list[tuple[Int32, QueryBatch]] = []
         self._encoder = encoder
         self._topic = settings.names["recommendations"]
         self._headers = [("worker", worker.encode()), ("epoch", str(epoch).encode())]
@@ -87,14 +88,22 @@ class Answers:
         coalesced, self._coalesced = self._coalesced, 0
         return coalesced
 
-    def to_events(self, batch: Batch, wave: Int32, online_offset: int) -> OutputRecords | None:
-        """One list for each event of the wave, whose users are all different; None of none."""
-        if not len(wave):
+    def ask(self, batch: Batch, wave: Int32) -> None:
+        """Note what the users of the wave's events, all different, are to get lists of: as they stand now."""
+        if len(wave):
+            count = np.full(len(wave), self._settings.trigger.count, np.int32)
+            self._asked.append((wave, self._queries(batch.rows[wave], count)))
+
+    def to_events(self, batch: Batch, online_offset: int) -> OutputRecords | None:
+        """One list for each event that was asked for, in that order; None of none."""
+        if not self._asked:
             return None
+        waves, queries = zip(*self._asked, strict=True)
+        self._asked = []
+        wave = np.concatenate(waves)
         events, users, rows = batch.events, self._shards.users, batch.rows[wave]
-        queries = self._queries(rows, np.full(len(wave), self._settings.trigger.count, np.int32))
-        ranked = self._pipeline.recommend_batch(queries)
-        self._remember(rows, ranked)
+        ranked = self._pipeline.recommend_batch(QueryBatch.joined(queries))
+        self._learner.judge(batch, wave, self._remember(rows, ranked))
         keys = users.ids_of(rows)
         event_ids = _cut(events.data, events.event[wave])
         ids = [_ids(_quoted(key), b"null", _quoted(one)) for key, one in zip(keys, event_ids, strict=True)]
@@ -160,8 +169,9 @@ class Answers:
         plain = session is None and not query.exclude and query.categories is None
         return None if plain and query.candidates is None else query
 
-    def _remember(self, rows: Int32, ranked: RankedBatch) -> None:
-        """Keep the head of each list in its user's state."""
+    def _remember(self, rows: Int32, ranked: RankedBatch) -> Int32:
+        """Keep the head of each list in its user's state, a user's last one in the end; the heads' item codes
+        int32[n, 10], -1 padded."""
         users = self._shards.users
         shown = np.full((len(rows), JUDGED), -1, np.int32)
         width = min(JUDGED, ranked.rows.shape[1])
@@ -176,6 +186,7 @@ class Answers:
                 self._codes.cover()
         known = rows >= 0
         users.users.last_list[rows[known]] = shown[known]
+        return shown
 
     def _records(
         self,

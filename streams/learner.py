@@ -52,9 +52,9 @@ class Learner:
             users.users.factor[batch.rows[batch.new]] = self._items.start_users(names)
             users.count_new(batch.rows[batch.new])
 
-    def learn(self, batch: Batch, wave: Int32) -> Interactions:
+    def learn(self, batch: Batch, wave: Int32, *, listed: bool = True) -> Interactions:
         """Learn the events of `batch` at the places `wave`, in their order; returns their rows for the
-        learning log."""
+        learning log. They are judged against their users' last lists, or, not `listed`, by `judge` later."""
         events, users, m = batch.events, self._shards.users, len(wave)
         recent, width, drawn = self._widths
         before, after = np.empty((m, width), np.float32), np.empty((m, width), np.float32)
@@ -66,8 +66,8 @@ class Learner:
         done = 0
         while done < m:
             done = kernels.learn(
-                done, wave, batch.rows, batch.codes, unknown, events.event_hash, weight, events.time_ms,
-                events.event_type, events.partition, users.users, learned, hits, sums, before,
+                done, wave, listed, batch.rows, batch.codes, unknown, events.event_hash, weight,
+                events.time_ms, events.event_type, events.partition, users.users, learned, hits, sums, before,
                 after, items, negatives,
             )  # fmt: skip
             if done < m:
@@ -113,6 +113,22 @@ class Learner:
             learning_rate=factors.learning_rate,
             regularization=factors.regularization,
         )
+
+    def judge(self, batch: Batch, asked: Int32, shown: Int32) -> None:
+        """Judge each of the events `asked` int32[n] that has an earlier one of its user among them against
+        the list that followed that: its head is `shown` int32[n, 10], item codes."""
+        rows = batch.rows[asked]
+        order = np.argsort(rows, kind="stable")
+        again = rows[order[1:]] == rows[order[:-1]]
+        event, before = asked[order[1:][again]], order[:-1][again]
+        codes, weight = batch.codes[event], batch.events.weight[event].astype(np.float32)
+        found = shown[before] == codes[:, None]
+        hit = np.flatnonzero(found.any(axis=1) & (codes >= 0) & (weight > 0))
+        gain, partition = self._discount[found[hit].argmax(axis=1)], batch.events.partition[event[hit]]
+        for p in np.unique(partition).tolist():
+            stats = self._shards[p].stats
+            stats.hits_at_10 += int((partition == p).sum())
+            stats.ndcg_at_10_sum += float(gain[partition == p].sum())
 
     def _count(self, hits: npt.NDArray[np.int64], sums: npt.NDArray[np.float64]) -> None:
         for p in np.flatnonzero(hits[:, 0]).tolist():

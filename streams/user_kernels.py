@@ -357,6 +357,21 @@ def _place(users: Users, row: int, which: int) -> int:
 
 
 @kernel
+def compact(users: Users, which: int, order: Ints) -> None:
+    """Move the segments of a pool down over unused ones; `order`: the rows that have one, by its start."""
+    to = 0
+    for k in range(len(order)):
+        row = order[k]
+        start = users.long[row, START + which]
+        if start > to:
+            _copy(users, which, start, to, users.small[row, COUNT + which])
+            users.long[row, START + which] = to
+        to += users.sizes[which, users.small[row, ROOM + which]]
+    users.free[which, :] = -1
+    users.ends[which] = to
+
+
+@kernel
 def has_room(users: Users) -> bool:
     """Whether every pool can take whatever one event, or one user put back, may add."""
     return (
@@ -471,12 +486,12 @@ def _has_seen(users: Users, row: int, code: int) -> bool:
 
 @kernel
 def _judge(
-    users: Users, row: int, code: int, seen: bool, learned: Learned, hits: Longs, sums: Doubles
+    users: Users, row: int, code: int, seen: bool, listed: bool, learned: Learned, hits: Longs, sums: Doubles
 ) -> None:
     """Was the item in the last list, and would plain popularity have had it among its ten unseen?"""
     hits[0] += 1
     for place in range(users.last_list.shape[1]):
-        if users.last_list[row, place] == code:
+        if listed and users.last_list[row, place] == code:
             hits[1] += 1
             sums[0] += learned.discount[place]
             break
@@ -497,8 +512,8 @@ def _judge(
 
 @kernel
 def learn(
-    begin: int, order: Ints, rows: Ints, codes: Ints, unknown: Ints, event_hash: Hashes, weight: Floats,
-    time_ms: Longs, kind: Bytes, partition: Ints, users: Users, learned: Learned,
+    begin: int, order: Ints, listed: bool, rows: Ints, codes: Ints, unknown: Ints, event_hash: Hashes,
+    weight: Floats, time_ms: Longs, kind: Bytes, partition: Ints, users: Users, learned: Learned,
     hits: Longs, sums: Doubles, before: Floats, after: Floats, recent: Ints, negatives: Ints,
 ) -> int:  # fmt: skip
     """Test, then learn: judge events order[begin:] against the list before them, move their users' factors,
@@ -506,7 +521,8 @@ def learn(
 
     Fills, by place in `order`: before and after float32[m, d], recent int32[m, W] (newest first: -row - 2
     where the item has a row, else its code; -1 none), negatives int32[m, k] (-row - 2, -1 none). `unknown`
-    int32[n] says which of `learned.unknown` starts an item without a row.
+    int32[n] says which of `learned.unknown` starts an item without a row. `listed`: the users' last lists are
+    the ones before these events.
     """
     for m in range(begin, len(order)):
         if not has_room(users):
@@ -516,7 +532,7 @@ def learn(
         teaches = code >= 0 and w != 0.0
         seen = teaches and _has_seen(users, row, code)
         if teaches and w > 0.0:
-            _judge(users, row, code, seen, learned, hits[partition[n]], sums[partition[n]])
+            _judge(users, row, code, seen, listed, learned, hits[partition[n]], sums[partition[n]])
         factor = users.factor[row]
         before[m, :] = factor
         negatives[m, :] = -1

@@ -21,7 +21,20 @@ from streams import user_kernels as kernels
 from streams.errors import ChangelogError
 from streams.id_table import GROWTH, IdTable, resized
 from streams.settings import UserStateSettings
-from streams.user_kernels import COUNT, DEDUPE, LAST_MS, PARTITION, RECENT, SEEN, TAIL, TOUCHED, TURN, Users
+from streams.user_kernels import (
+    COUNT,
+    DEDUPE,
+    LAST_MS,
+    PARTITION,
+    RECENT,
+    ROOM,
+    SEEN,
+    START,
+    TAIL,
+    TOUCHED,
+    TURN,
+    Users,
+)
 from streams.user_records import COLD_PREFIX, ShardRecords
 
 __all__ = ["Gathered", "UserTable"]
@@ -146,15 +159,27 @@ class UserTable:
             self.make_room()
 
     def make_room(self) -> None:
-        """Grow the pools that are nearly full, and take the view anew."""
+        """Give the pools that are nearly full room, by moving segments together where a quarter is unused,
+        else by growing; and take the view anew."""
         ends, headroom = self._fixed["ends"], self._fixed["headroom"]
         for which, prefix in ((RECENT, "recent"), (SEEN, "seen"), (DEDUPE, "dedupe")):
             pools = [pool for name, pool in self._pools.items() if name.startswith(prefix)]
+            if ends[which] + headroom[which] > len(pools[0]):
+                self._compact(which)
             needed = int(ends[which] + headroom[which])
             if needed > len(pools[0]):
                 for pool in pools:
                     resized(pool, max(needed, int(len(pool) * GROWTH)))
         self.users = self._view()
+
+    def _compact(self, which: int) -> None:
+        """Lists that grow leave small segments behind, together as much as is used."""
+        room, rows = self.users.small[:, ROOM + which], self._ids.held()
+        rows = rows[room[rows] >= 0]
+        used, top = int(self.users.sizes[which, room[rows]].sum()), int(self.users.ends[which])
+        if top - used > top // 4:
+            order = rows[np.argsort(self.users.long[rows, START + which])]
+            kernels.compact(self.users, which, order.astype(np.int32))
 
     # --- changelog ---
 

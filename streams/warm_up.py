@@ -11,6 +11,7 @@ import numpy as np
 from online_models.item_state import ItemState, warm_up
 from serving.catalogue import Catalogue
 from serving.pipeline import Pipeline
+from streams import user_kernels
 from streams.clients import partition_for
 from streams.intake import Intake
 from streams.learner import Learner
@@ -90,6 +91,7 @@ def compile_kernels(settings: Settings) -> None:
     row = again.users.row(USERS[0], partition_for(USERS[0].encode(), PARTITIONS))
     again.users.gather(np.array([row], np.int32), learner.codes.row_of, 1)
     again.users.touch(row)
+    user_kernels.compact(again.users.users, user_kernels.RECENT, np.array([row], np.int32))
     again.users.unused_items(learner.codes.named)
     again.users.expire(partition_for(USERS[0].encode(), PARTITIONS), 0, 0)
 

@@ -11,7 +11,8 @@ for the broker in 5, when behind; ONNX Runtime.
 2. Take what has arrived, up to `worker.max_batch` records: one or two when it is quiet, hundreds when
    behind.
 3. Decode, validate, drop duplicates.
-4. Wave by wave (a user's events one after the other): learn, then make the lists.
+4. Wave by wave (a user's events one after the other): learn, and note what a list needs to know of the
+   user now; then make all lists at once.
 5. Commit everything in one transaction (`streams.transaction` numbers its order); behind, while the next
    batch is computed.
 
@@ -156,7 +157,7 @@ class Worker:
         )
         signature = (self.id, self.epoch)
         self.answers = Answers(
-            settings, self.follower.pipeline, self.shards, self.learner.codes, self.encoder, *signature
+            settings, self.follower.pipeline, self.shards, self.learner, self.encoder, *signature
         )
         owner = (self.transactional_id, *signature)
         self.outbox = Outbox(settings, self.shards, self.learner, owner, self.partitions["events"])
@@ -246,10 +247,10 @@ class Worker:
         lists: list[OutputRecords | None] = []
         for wave, chosen in self.answers.waves(batch, self.source):
             with clock.stage("learn"):
-                learned.append(self.learner.learn(batch, wave))
-            with clock.stage("recommend"):
-                lists.append(self.answers.to_events(batch, chosen, online_offset))
+                learned.append(self.learner.learn(batch, wave, listed=not learned))
+                self.answers.ask(batch, chosen)
         with clock.stage("recommend"):
+            lists.append(self.answers.to_events(batch, online_offset))
             lists.append(self.answers.to_requests(batch.requests, online_offset))
         made = [records for records in lists if records is not None]
         return joined(learned), made, self.answers.take_coalesced()

@@ -35,15 +35,23 @@ BROKER_FIXTURES = {"kafka", "settings", "kafka_broker"}
 hypothesis.settings.register_profile("freshet", deadline=None)  # another process shares the cores
 hypothesis.settings.load_profile("freshet")
 
-ONE_AT_A_TIME = ("tests/browser/", "tests/integration/")
-"""Folders whose tests start processes and look at the clock."""
+PATIENT = (
+    "tests/browser/",
+    "tests/integration/test_chaos.py",
+    "tests/integration/test_demo.py",
+    "tests/integration/test_monitor.py",
+)
+ONE_AT_A_TIME = "tests/integration/"
+"""Tests that start processes and look at the clock; those of PATIENT wait longer than they look."""
 
 
 class Scheduling(LoadScopeScheduling):  # type: ignore[misc]  # xdist's has no types
-    """With `pytest -n 2` one process runs the tests of ONE_AT_A_TIME, the other the rest, each as a scope of
-    its own. (`--dist loadgroup` of xdist 3.8 groups nothing with pytest 9.)"""
+    """With `pytest -n 2` one process runs the tests of ONE_AT_A_TIME, the other first those of PATIENT; the
+    rest goes to whoever is free. (`--dist loadgroup` of xdist 3.8 groups nothing with pytest 9.)"""
 
     def _split_scope(self, nodeid: str) -> str:
+        if nodeid.startswith(PATIENT):
+            return "patient"
         return "one at a time" if nodeid.startswith(ONE_AT_A_TIME) else nodeid
 
 

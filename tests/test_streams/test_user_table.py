@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from streams import user_table
+from streams import user_kernels, user_table
 from streams.errors import ChangelogError
 from streams.settings import UserStateSettings
 from streams.user_records import COLD_PREFIX, ShardRecords
@@ -307,6 +307,25 @@ def _take_raw(worker: Worker, values: list[dict[str, Any]]) -> None:
     batch = worker.intake.admit(messages, worker.shards)
     assert len(batch.accepted) == len(values)
     worker.learner.learn(batch, batch.accepted)
+
+
+def test_users_whose_lists_grow_in_step_leave_no_room_unused() -> None:
+    """All need the next larger segments at once, and nobody takes the small ones that they leave."""
+    worker = Worker(settings_of())
+    users, rounds = 400, 48
+    for n in range(rounds):
+        worker.take([Ev(f"u{k}", f"e{k}-{n}", n, f"item-{n}") for k in range(users)])
+    lists = worker.users.users
+    used = lists.small[:, user_kernels.COUNT : user_kernels.COUNT + 3].astype(int).sum(axis=0)
+    assert used.min() >= users * 5
+    pools = [len(pool) for pool in (lists.recent_item, lists.seen_item, lists.dedupe_hash)]
+    assert all(pool < 2.2 * count for pool, count in zip(pools, used.tolist(), strict=True)), (pools, used)
+    found = live_users(worker.users)
+    assert len(found) == users
+    for user in found.values():
+        assert [item for item, *_ in user["recent"]] == [
+            f"item-{n}" for n in range(rounds - len(user["recent"]), rounds)
+        ]
 
 
 def test_a_restored_user_whose_items_the_map_of_rows_never_met_gets_a_list() -> None:

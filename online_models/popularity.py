@@ -68,10 +68,10 @@ class DecayedPopularity(OnlineRanker):
         """At most k rows int32 by falling count, then row."""
         return self._top_plain[: min(k, int(self._counters[4]))].copy()
 
-    def plain_order(self) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
-        """Views: rows by falling count, then row, int32[k]; and each row's place there, int32[>= rows], -1
-        where it has none. Good until the next `apply`."""
-        return self._top_plain[: int(self._counters[4])], self._top_plain_position
+    def plain_places(self) -> NDArray[np.int32]:
+        """A view: each row's place by falling count, then row, int32[>= rows], -1 where it has none. Good
+        until the next `apply`."""
+        return self._top_plain_position
 
     def score(self, rows: NDArray[np.int32]) -> NDArray[np.float32]:
         """Decayed scores float32, of the shape of rows; 0 for -1."""

@@ -103,7 +103,9 @@ class Answers:
         wave = np.concatenate(waves)
         events, users, rows = batch.events, self._shards.users, batch.rows[wave]
         ranked = self._pipeline.recommend_batch(QueryBatch.joined(queries))
-        self._learner.judge(batch, wave, self._remember(rows, ranked))
+        shown = self._remember(rows, ranked)
+        if len(waves) > 1:  # else no user has two of these events
+            self._learner.judge(batch, wave, shown)
         keys = users.ids_of(rows)
         event_ids = _cut(events.data, events.event[wave])
         ids = [_ids(_quoted(key), b"null", _quoted(one)) for key, one in zip(keys, event_ids, strict=True)]

@@ -101,14 +101,13 @@ class Learner:
         table = self._shards.users.items
         names = [table.id_of(code).decode() for code in distinct.tolist()]
         factors = self._items.factors
-        _, places = self._items.popularity.plain_order()
         return unknown, Learned(
             row_of=self.codes.row_of,
             factors=factors.factors.rows,
             unknown=factors.factors.start_vectors(names)
             if names
             else np.zeros((1, factors.dimension), np.float32),
-            popular_place=places,
+            popular_place=self._items.popularity.plain_places(),
             discount=self._discount,
             learning_rate=factors.learning_rate,
             regularization=factors.regularization,

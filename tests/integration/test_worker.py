@@ -66,6 +66,7 @@ def test_bytes_in_to_bytes_out(fleet: Deployment) -> None:
     fleet.produce("events", stream_of(400, seed=1, users=10, items=80))
     worker = fleet.worker("w1")
     fleet.wait_handled()
+    fleet.wait_followed()
     pairs = [event(f"pair-{k}", "pair-user", f"item-{30 + k}", START_MS + DAY_MS + k) for k in range(2)]
     fleet.produce("events", pairs)
     fleet.produce(

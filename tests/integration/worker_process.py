@@ -242,6 +242,22 @@ class Deployment:
                         (name, message.partition()): offset for name, offset in record.next_offsets.items()
                     }
 
+    def wait_followed(self, timeout_s: float = 40.0) -> None:
+        """Wait until every running worker has learned all that the learning log holds now, as it reports
+        itself: lists made before that know less."""
+        running = [w for w in self.workers if w.exited() is None]
+        log = (self.settings.names["interactions"], 0)
+        end = watermarks(self.settings, [log], isolation="read_committed")[log][1]
+        tail = self.tail("worker-stats")
+        learned: dict[str, int] = {}
+        deadline = time.monotonic() + timeout_s
+        while sum(offset >= end for offset in learned.values()) < len(running):
+            self.check_alive(running)
+            assert time.monotonic() < deadline, f"{learned} of {end}\n{self.logs()}"
+            for message in tail.more():
+                report = msgspec.json.decode(message.value() or b"", type=WorkerStats)
+                learned[report.worker] = report.online_offset
+
     def wait_shared(self, workers: int, timeout_s: float = 40.0) -> None:
         """Wait until so many workers run and own all partitions between them, as they report themselves."""
         running = [w for w in self.workers if w.exited() is None]

@@ -19,6 +19,7 @@ from confluent_kafka import KafkaException
 
 from benchmarks import answering, growth, latency, learning, libraries, memory
 from benchmarks.bench import Bench, open_bench
+from benchmarks.broker_warming import warm_broker
 from benchmarks.report import DOCUMENT, Goal, Row, environment, put_into, table, write
 from streams.errors import FreshetError
 
@@ -37,6 +38,8 @@ MEASUREMENTS: tuple[Measurement, ...] = (
 )
 """The rows in the order of the table; those of one entry share their rounds."""
 NAMES = tuple(goal.name for goals, _ in MEASUREMENTS for goal in goals)
+WITHOUT_BROKER = frozenset(goal.name for goal in (*libraries.ITEM_GOALS, *libraries.GOALS))
+WARM_S = 120.0
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -80,6 +83,8 @@ def main(only: str, quick: bool, rounds: int | None, docs: bool, results: Path) 
     """Measure, write one JSON file a row, print the table."""
     names = _chosen(only)
     with open_bench(quick=quick, rounds=rounds or (1 if quick else 5)) as bench:
+        if not quick and not WITHOUT_BROKER.issuperset(names):
+            warm_broker(bench, WARM_S)
         rows, failed = run(bench, names, results)
     text = table(rows)
     click.echo(text)

@@ -208,28 +208,38 @@ def _rounds(state: ItemState, parts: list[list[LearningBatch]]) -> list[float]:
 
 def memory(items: int, dimension: int = 64) -> dict[str, float]:
     """Bytes per item with `NEIGHBOURS` co-visited neighbours, beside the raw arrays: the factor (4 d), a key
-    and a weight for each neighbour (8 each), the count and both norms (16), both popularity counts (16)."""
+    and a weight for each neighbour (8 each), the count and both norms (16), both popularity counts (16).
+    Resident memory is what `items` more of them take when as many are there already: then scratch memory and
+    the allocator have had their share."""
     factors = FactorSettings(dimension=dimension)
     warm_up(ModelSettings(factors=factors))
-    before = psutil.Process().memory_info().rss
-    state = ItemState(ModelSettings(factors=factors, max_items=max(1_000_000, items)))
-    order = np.random.default_rng(11).permutation(items).astype(np.int32)
-    place = np.empty(items, dtype=np.int32)
-    place[order] = np.arange(items, dtype=np.int32)
-    ids = [f"item-{k}" for k in range(items)]
-    for lap in range(-1, NEIGHBOURS // 2 // 5):  # an item meets the five that are 5 lap + 1 to 5 behind it
-        for start in range(0, items, 20_000):
-            state.apply(_ring(ids, order[start : start + 20_000], place, order, lap, dimension))
-    resident = (psutil.Process().memory_info().rss - before) / items
+    state = ItemState(ModelSettings(factors=factors, max_items=max(1_000_000, 2 * items)))
+    process, rss = psutil.Process(), [psutil.Process().memory_info().rss]
+    for ids in ([f"item-{k}" for k in range(items)], [f"more-{k}" for k in range(items)]):
+        _meet_neighbours(state, ids, dimension)
+        rss.append(process.memory_info().rss)
+    resident = (rss[2] - rss[1]) / items
     used = state.nbytes()
     raw = 4 * dimension + 8 * NEIGHBOURS + 16 + 16
-    entries = int(state.to_arrays()["covisitation.lengths"].sum()) / items
-    per_item = {f"{name}_bytes": value / items for name, value in used.items()}
-    total = sum(used.values()) / items
+    entries = int(state.to_arrays()["covisitation.lengths"].sum()) / (2 * items)
+    per_item = {f"{name}_bytes": value / (2 * items) for name, value in used.items()}
+    total = sum(used.values()) / (2 * items)
     return {
         "items": items, "neighbours": entries, "raw_bytes": raw, **per_item, "arrays_bytes": total,
         "arrays_ratio": total / raw, "resident_bytes": resident, "resident_ratio": resident / raw,
+        "first_items_bytes_each": (rss[1] - rss[0]) / items,
     }  # fmt: skip
+
+
+def _meet_neighbours(state: ItemState, ids: list[str], dimension: int) -> None:
+    """Each of `ids` meets `NEIGHBOURS` of them."""
+    items = len(ids)
+    order = np.random.default_rng(11).permutation(items).astype(np.int32)
+    place = np.empty(items, dtype=np.int32)
+    place[order] = np.arange(items, dtype=np.int32)
+    for lap in range(-1, NEIGHBOURS // 2 // 5):  # an item meets the five that are 5 lap + 1 to 5 behind it
+        for start in range(0, items, 20_000):
+            state.apply(_ring(ids, order[start : start + 20_000], place, order, lap, dimension))
 
 
 def _ring(

@@ -35,6 +35,8 @@ _TILE = 256
 """Items of that pass at a time: with 32 factors, what fits in the first-level cache."""
 DENSE = 4
 """Related scores are kept for every row, not in a list of rows, below this many rows an entry read."""
+_SELECT = 8
+"""Keys of which only the largest is looked at first, where few of many are chosen."""
 _LOWEST = np.int32(-(2**31))
 """Sort key of what may not be chosen."""
 _MARGIN = 64
@@ -159,12 +161,56 @@ def _bisect(keys: Ints, k: int, enough: int, cut: Longs) -> None:
 
 
 @kernel
+def _take_by_tiles(keys: Ints, k: int, tiles: int, chosen: Ints, narrow: Ints) -> tuple[int, bool]:
+    """`_take_largest` where there are many more keys than k: the k-th largest of the tiles' largest keys has
+    k or more keys from it on, all of them in tiles that reach it, and seldom many more. Returns -1 of them
+    where it has."""
+    tops = np.empty(tiles + 1, np.int32)
+    highest, reached = _LOWEST, np.int32(0)
+    for tile in range(tiles):
+        top = _LOWEST
+        for at in range(_SELECT):
+            top = max(top, keys[np.uint64(tile * _SELECT + at)])
+        tops[tile] = top
+    tops[tiles] = _LOWEST
+    for at in range(tiles * _SELECT, keys.shape[0]):
+        tops[tiles] = max(tops[tiles], keys[at])
+    for tile in range(tiles + 1):
+        highest = max(highest, tops[tile])
+        reached += np.int32(tops[tile] > _LOWEST)
+    if reached < k:
+        return -1, False
+    cut = np.array([np.int64(_LOWEST) + 1, np.int64(highest) + 1, np.int64(reached), np.int64(0)])
+    _bisect(tops, k, k, cut)
+    low, size, room = np.int32(cut[0]), 0, 2 * k + _MARGIN
+    for tile in range(tiles + 1):
+        if tops[tile] < low:
+            continue
+        first = tile * _SELECT
+        for at in range(first, min(first + _SELECT, keys.shape[0])):
+            if size > room:
+                return -1, False
+            chosen[size], narrow[size] = at, keys[at]
+            size += keys[at] >= low
+    if size > room:
+        return -1, False
+    cut[1], cut[2], cut[3] = np.int64(highest) + 1, size, 0
+    _bisect(narrow[:size], k, k, cut)
+    return _emit(narrow[:size], k, cut, chosen, chosen, True), cut[2] > k
+
+
+@kernel
 def _take_largest(keys: Ints, k: int, chosen: Ints, narrow: Ints) -> tuple[int, bool]:
     """Positions of the k largest keys (fewer where fewer are above _LOWEST), in their order, into `chosen`;
     of equal ones at the cut the first are taken. `chosen` and the scratch `narrow` have room for
     `selection_room(k)`. Returns how many, and whether equals were left out."""
     if k <= 0:
         return 0, False
+    tiles = keys.shape[0] // _SELECT
+    if tiles >= 4 * k:
+        found = _take_by_tiles(keys, k, tiles, chosen, narrow)
+        if found[0] >= 0:
+            return found
     highest, lowest, n = _LOWEST, np.int32(2**31 - 1), np.int32(0)
     for at in range(keys.shape[0]):
         key = keys[at]

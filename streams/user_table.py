@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from streams import user_kernels as kernels
 from streams.errors import ChangelogError
-from streams.id_table import GROWTH, IdTable, resized
+from streams.id_table import IdTable, resized
 from streams.settings import UserStateSettings
 from streams.user_kernels import (
     COUNT,
@@ -49,6 +49,10 @@ EVICTED_AT_ONCE = 32
 """When a partition holds too many users, one in so many goes, the idlest: then there is room for a while."""
 MOST_KINDS = 256
 """Event types that a table can hold: their codes are bytes."""
+POOL_GROWTH = 1.125
+"""What is added to a pool is memory that holds nothing yet; growing one moves pages, not bytes."""
+UNUSED = 8
+"""A full pool's segments are moved together when more than one entry in so many is unused."""
 ITEM_GARBAGE = 65_536
 """Item codes are looked through for unused ones when this many, and as many as are in use, have been
 added."""
@@ -159,8 +163,8 @@ class UserTable:
             self.make_room()
 
     def make_room(self) -> None:
-        """Give the pools that are nearly full room, by moving segments together where a quarter is unused,
-        else by growing; and take the view anew."""
+        """Give the pools that are nearly full room, by moving segments together where enough is unused,
+        then by growing; and take the view anew."""
         ends, headroom = self._fixed["ends"], self._fixed["headroom"]
         for which, prefix in ((RECENT, "recent"), (SEEN, "seen"), (DEDUPE, "dedupe")):
             pools = [pool for name, pool in self._pools.items() if name.startswith(prefix)]
@@ -169,7 +173,7 @@ class UserTable:
             needed = int(ends[which] + headroom[which])
             if needed > len(pools[0]):
                 for pool in pools:
-                    resized(pool, max(needed, int(len(pool) * GROWTH)))
+                    resized(pool, max(needed, int(len(pool) * POOL_GROWTH)))
         self.users = self._view()
 
     def _compact(self, which: int) -> None:
@@ -177,7 +181,7 @@ class UserTable:
         room, rows = self.users.small[:, ROOM + which], self._ids.held()
         rows = rows[room[rows] >= 0]
         used, top = int(self.users.sizes[which, room[rows]].sum()), int(self.users.ends[which])
-        if top - used > top // 4:
+        if top - used > top // UNUSED:
             order = rows[np.argsort(self.users.long[rows, START + which])]
             kernels.compact(self.users, which, order.astype(np.int32))
 
@@ -372,9 +376,10 @@ def _cut(joined: bytes, ends: list[int]) -> list[bytes]:
 
 
 def _size_classes(cap: int) -> list[int]:
-    """Segment sizes from 4 up by steps of a third to a half, the last one exactly the cap."""
-    sizes, size = [], 4
-    while size < cap:
-        sizes += [size, size * 3 // 2]
-        size *= 2
+    """Segment sizes from 4 up, each by a quarter of the power of two below it, 2 at least; the last is the
+    cap."""
+    sizes = [4, 6]
+    while sizes[-1] < cap:
+        power = 1 << (sizes[-1].bit_length() - 1)
+        sizes.append(sizes[-1] + max(2, power // 4))
     return [s for s in sizes if s < cap] + [cap]

@@ -114,8 +114,9 @@ class QueryBatch:
 
     def take(self, positions: npt.NDArray[np.intp]) -> QueryBatch:
         """The queries at some positions, in that order."""
-        parts = np.split(self.blocked, self.blocked_end[:-1])
-        blocked, blocked_end = joined_rows([parts[position] for position in positions.tolist()])
+        starts = np.concatenate((np.zeros(1, np.int32), self.blocked_end[:-1]))[positions]
+        spans = zip(starts.tolist(), self.blocked_end[positions].tolist(), strict=True)
+        blocked, blocked_end = joined_rows([self.blocked[start:end] for start, end in spans])
         requests = self.requests or {}
         return QueryBatch(
             recent=self.recent[positions],

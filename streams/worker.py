@@ -32,6 +32,7 @@ import time
 from confluent_kafka import TopicPartition
 
 from serving.list_encoding import ListEncoder
+from streams.allocator import map_large_blocks
 from streams.answers import Answers
 from streams.clients import wait_for_broker
 from streams.committer import Committer
@@ -95,6 +96,7 @@ class Worker:
             FreshetError: something that an operator must mend; the message says what.
         """
         try:
+            map_large_blocks()
             self._prepare()
             _tune_interpreter()
             if self.replica.catch_up(self._stop.is_set):

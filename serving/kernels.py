@@ -163,8 +163,8 @@ def _bisect(keys: Ints, k: int, enough: int, cut: Longs) -> None:
 @kernel
 def _take_by_tiles(keys: Ints, k: int, tiles: int, chosen: Ints, narrow: Ints) -> tuple[int, bool]:
     """`_take_largest` where there are many more keys than k: the k-th largest of the tiles' largest keys has
-    k or more keys from it on, all of them in tiles that reach it, and seldom many more. Returns -1 of them
-    where it has."""
+    k or more keys from it on, all of them in tiles that reach it, and seldom many more. Chooses -1, that is
+    nothing, where it has, or where fewer than k tiles have a key that may be chosen."""
     tops = np.empty(tiles + 1, np.int32)
     highest, reached = _LOWEST, np.int32(0)
     for tile in range(tiles):

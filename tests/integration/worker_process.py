@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -245,34 +245,32 @@ class Deployment:
     def wait_followed(self, timeout_s: float = 40.0) -> None:
         """Wait until every running worker has learned all that the learning log holds now, as it reports
         itself: lists made before that know less."""
-        running = [w for w in self.workers if w.exited() is None]
+        running = sum(w.exited() is None for w in self.workers)
         log = (self.settings.names["interactions"], 0)
         end = watermarks(self.settings, [log], isolation="read_committed")[log][1]
-        tail = self.tail("worker-stats")
-        learned: dict[str, int] = {}
-        deadline = time.monotonic() + timeout_s
-        while sum(offset >= end for offset in learned.values()) < len(running):
-            self.check_alive(running)
-            assert time.monotonic() < deadline, f"{learned} of {end}\n{self.logs()}"
-            for message in tail.more():
-                report = msgspec.json.decode(message.value() or b"", type=WorkerStats)
-                learned[report.worker] = report.online_offset
+        self._wait_reports(lambda newest: sum(r.online_offset >= end for r in newest) >= running, timeout_s)
 
     def wait_shared(self, workers: int, timeout_s: float = 40.0) -> None:
         """Wait until so many workers run and own all partitions between them, as they report themselves."""
+
+        def shared(newest: Collection[WorkerStats]) -> bool:
+            owned = [len(report.partitions) if report.state == "running" else 0 for report in newest]
+            return sum(map(bool, owned)) == workers and sum(owned) == self.settings.topics.partitions
+
+        self._wait_reports(shared, timeout_s)
+
+    def _wait_reports(self, enough: Callable[[Collection[WorkerStats]], bool], timeout_s: float) -> None:
+        """Wait until the newest report of each worker is `enough`."""
         running = [w for w in self.workers if w.exited() is None]
         tail = self.tail("worker-stats")
-        owned: dict[str, set[str]] = {}
+        newest: dict[str, WorkerStats] = {}
         deadline = time.monotonic() + timeout_s
-        while not (
-            sum(map(bool, owned.values())) == workers
-            and sum(map(len, owned.values())) == self.settings.topics.partitions
-        ):
+        while not enough(newest.values()):
             self.check_alive(running)
-            assert time.monotonic() < deadline, f"{owned}\n{self.logs()}"
+            assert time.monotonic() < deadline, f"{newest}\n{self.logs()}"
             for message in tail.more():
                 report = msgspec.json.decode(message.value() or b"", type=WorkerStats)
-                owned[report.worker] = set(report.partitions) if report.state == "running" else set()
+                newest[report.worker] = report
 
     def ends(self) -> dict[tuple[str, int], int]:
         """End offsets of `events` and `requests` by (name, partition)."""

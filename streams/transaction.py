@@ -87,6 +87,9 @@ _NEVER_TAKEN = frozenset(
 )
 """What a broker says of a record that it will refuse however often it is sent."""
 
+_PURGED = frozenset({KafkaError._PURGE_QUEUE, KafkaError._PURGE_INFLIGHT})
+"""What an abort says of records that it threw away; may be reported before the record that caused it."""
+
 
 def transactional_id(settings: Settings, worker_id: str) -> str:
     """The id under which a worker commits: stable over its restarts, so that each fences the one before."""
@@ -190,6 +193,8 @@ class Transactions:
             )
         self._give_up(cause)
         failed, self._failed = self._failed, None  # only now: the abort also brings the delivery reports
+        if failed is None and cause.code() in _NEVER_TAKEN:  # records that ask for no report
+            failed = (cause, f"transaction of {self.transactional_id}")
         if failed is not None and failed[0].code() in _NEVER_TAKEN:
             return FreshetError(
                 f"{failed[1]}: {named(failed[0])}. The broker will never take it, so the"
@@ -272,7 +277,7 @@ class Transactions:
                 self._produce_one(topic, value, key, reported)
 
     def _delivered(self, error: KafkaError | None, message: Message) -> None:
-        if error is not None and self._failed is None:
+        if error is not None and self._failed is None and error.code() not in _PURGED:
             place = f"{message.topic()}[{message.partition()}]"
             self._failed = (error, f"{place}: a record of {len(message.value() or b'')} bytes")
             log.error("%s: not delivered: %s", place, named(error))

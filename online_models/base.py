@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import abc
 import hashlib
+import math
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -18,9 +19,9 @@ from numpy.typing import NDArray
 from river.reco.base import Ranker
 
 from online_models.item_table import ItemTable, pack_ids, unpack_ids
-from online_models.learning_batch import BatchRows, LearningBatch
+from online_models.learning_batch import MAX_ABS_WEIGHT, BatchRows, LearningBatch
 
-__all__ = ["Arrays", "Context", "OnlineRanker", "contiguous_rows", "digest_arrays"]
+__all__ = ["Arrays", "Context", "OnlineRanker", "contiguous_rows", "digest_arrays", "user_token"]
 
 Arrays = dict[str, NDArray[np.generic]]
 Context = Mapping[str, Any]
@@ -103,18 +104,37 @@ class OnlineRanker(Ranker, abc.ABC):
         scores = self.score_rows(user, self.items.rows(distinct))
         return [distinct[position] for position in np.argsort(-scores, kind="stable")]
 
+    def recommend(
+        self, users: Sequence[str], k: int, exclude: Mapping[str, Collection[str]] | None = None
+    ) -> list[list[tuple[str, float]]]:
+        """For each user the k best known items with their scores, by falling score, then item id: what
+        sorting `predict_one` of every item gives, less those in exclude[user]."""
+        known = [row for row, item_id in enumerate(self.items.ids) if item_id]
+        by_id = np.array(sorted(known, key=self.items.ids.__getitem__), dtype=np.int32)
+        lists = []
+        for user in users:
+            without = self.items.rows((exclude or {}).get(user, ()))
+            rows = by_id[~np.isin(by_id, without)]
+            scores = self.score_rows(user, rows)
+            best = np.argsort(-scores, kind="stable")[:k].tolist()
+            lists.append([(self.items.ids[rows[place]], float(scores[place])) for place in best])
+        return lists
+
     def learn_user(self, events: Sequence[tuple[str, str, float, Context | None]]) -> LearningBatch:
         """The owner's step for (user, item, y, x) in order: moves the users' state, returns the record."""
-        recents = [self._recent.get(user, ()) for user, *_ in events]
-        for position, (user, item, *_) in enumerate(events):
+        recents: list[list[str]] = []
+        moved: dict[str, list[str]] = {}
+        for user, item, *_ in events:
             _check_id("user", user)
             _check_id("item", item)
-            recents[position] = list(
-                self._recent.get(user, ())
-            )  # a user's earlier event in this batch counts
-            self._recent[user] = [item, *recents[position][: RECENT_KEPT - 1]]
+            recents.append(moved[user] if user in moved else self._recent.get(user, []))
+            moved[user] = [
+                item,
+                *recents[-1][: RECENT_KEPT - 1],
+            ]  # a user's earlier event in this batch counts
         batch = _build_batch(events, recents)
         batch.validate()
+        self._recent.update(moved)  # nothing is kept of a batch that is refused
         return batch
 
     def recent_rows(self, user: str, length: int) -> NDArray[np.int32]:
@@ -191,7 +211,23 @@ def _build_batch(
         user_before=np.zeros((n, 0), dtype=np.float32),
         user_after=np.zeros((n, 0), dtype=np.float32),
         negatives=np.full((n, 0), -1, dtype=np.int32),
+        user=np.array([user_token(event[0]) for event in events], dtype=np.uint64),
+        value=np.array([_value_of(event[2]) for event in events], dtype=np.float32),
     )
+
+
+def user_token(user: str) -> int:
+    """The token of a standalone model's user, 1 to 2**64 - 1. Workers give random ones."""
+    return max(int.from_bytes(hashlib.blake2b(user.encode(), digest_size=8).digest(), "little"), 1)
+
+
+def _value_of(y: float) -> float:
+    """What River calls the reward, as the log's value. Raises ValueError where it is not a number."""
+    if not math.isfinite(y) or abs(y) > MAX_ABS_WEIGHT:
+        raise ValueError(
+            f"y is {y!r}, but a finite number from -{MAX_ABS_WEIGHT:g} to {MAX_ABS_WEIGHT:g} is needed"
+        )
+    return float(y)
 
 
 def _check_id(kind: str, value: object) -> None:

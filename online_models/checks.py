@@ -21,12 +21,14 @@ from online_models.learning_batch import LearningBatch
 __all__ = [
     "Event",
     "all_checks",
+    "check_bad_rewards_are_refused",
     "check_batches_split_freely",
     "check_finite_after_random_input",
     "check_learn_many_is_learn_one",
     "check_owner_and_replicas_are_one_process",
     "check_predicting_changes_nothing",
     "check_rank_orders_ties_by_id",
+    "check_recommend_is_sorted_prediction",
     "check_snapshot_round_trip",
     "discover_models",
     "random_events",
@@ -149,6 +151,33 @@ def check_rank_orders_ties_by_id(make: MakeModel) -> None:
     expected = sorted(items, key=lambda item: (-model.predict_one("user-1", item), item))
     for given in (items, items[::-1], set(items)):
         assert model.rank("user-1", given) == expected, "rank differs from sorted (-prediction, id)"
+
+
+def check_recommend_is_sorted_prediction(make: MakeModel) -> None:
+    """recommend gives what sorting all known items by (-predict_one, id) gives, ties included."""
+    model = _learned(make(), random_events(60))
+    exclude = {"user-1": {"item-0", "item-3", "never seen"}}
+    for user in ("user-1", "user-2", "stranger"):
+        items = [item for item in model.items.ids if item and item not in exclude.get(user, ())]
+        score_of = {item: model.predict_one(user, item) for item in items}
+        expected = sorted(items, key=lambda item: (-score_of[item], item))
+        for k in (1, 4, 100):
+            [found] = model.recommend([user], k, exclude)
+            assert found == [(item, score_of[item]) for item in expected[:k]], f"{user}, k = {k}"
+
+
+def check_bad_rewards_are_refused(make: MakeModel) -> None:
+    """What is not a finite number of stated size is refused by name, and changes nothing."""
+    model = _learned(make(), random_events(10))
+    before = model.digest()
+    for y in (float("nan"), float("inf"), -float("inf"), 1e7):
+        try:
+            model.learn_one("user-0", "item-0", y)
+        except ValueError as error:
+            assert str(y) in str(error) or "weight" in str(error), f"the error names neither: {error}"
+        else:
+            raise AssertionError(f"y = {y} was learned")
+    assert model.digest() == before, "a refused event changed the state"
 
 
 def _learned(model: OnlineRanker, events: Sequence[Event]) -> OnlineRanker:

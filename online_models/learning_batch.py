@@ -35,7 +35,9 @@ class LearningBatch:
     item_ids: distinct ids that the columns index into; item int32[n]; recent int32[n, R], the user's items
     before this event, newest first, -1 padded; time_ms int64[n]; weight float32[n], may be negative;
     event_type uint8[n]; user_before and user_after float32[n, d], the user's factor before and after the
-    owner learned this event; negatives int32[n, m], -1 = none.
+    owner learned this event; negatives int32[n, m], -1 = none; user uint64[n], a token of the user that says
+    nothing else of him, 0 where the writer gave none; value float32[n], the rating or what else the event
+    stated, NaN where it stated none.
 
     `recent` and `negatives` may also name items by row: a value v <= -2 means row -v - 2 of the item table
     as the writer's replica had it when its `ItemState.epoch` was `table_epoch` (a count of row assignments,
@@ -54,6 +56,14 @@ class LearningBatch:
     user_after: NDArray[np.float32]
     negatives: NDArray[np.int32]
     table_epoch: int | NDArray[np.int64] = -1
+    user: NDArray[np.uint64] = field(default_factory=lambda: np.zeros(0, dtype=np.uint64))
+    value: NDArray[np.float32] = field(default_factory=lambda: np.zeros(0, dtype=np.float32))
+
+    def __post_init__(self) -> None:
+        if not len(self.user):
+            self.user = np.zeros(len(self.item), dtype=np.uint64)
+        if not len(self.value):
+            self.value = np.full(len(self.item), np.nan, dtype=np.float32)
 
     def __len__(self) -> int:
         return len(self.item)
@@ -91,6 +101,8 @@ class LearningBatch:
         _check_type("user_before", self.user_before, np.float32, (n, None))
         _check_type("user_after", self.user_after, np.float32, self.user_before.shape)
         _check_type("negatives", self.negatives, np.int32, (n, None))
+        _check_type("user", self.user, np.uint64, (n,))
+        _check_type("value", self.value, np.float32, (n,))
         if not isinstance(self.table_epoch, int):
             _check_type("table_epoch", self.table_epoch, np.int64, (n,))
 
@@ -113,6 +125,8 @@ class LearningBatch:
             user_after=self.user_after[start:stop],
             negatives=_renamed(new_index, columns[2]),
             table_epoch=epoch if isinstance(epoch, int) else epoch[start:stop],
+            user=self.user[start:stop],
+            value=self.value[start:stop],
         )
 
     @classmethod
@@ -141,6 +155,8 @@ class LearningBatch:
             user_after=np.concatenate([batch.user_after for batch in batches]),
             negatives=np.concatenate([_renamed(index, batch.negatives) for index, batch in pairs]),
             table_epoch=int(epochs.max(initial=-1)) if same else epochs,
+            user=np.concatenate([batch.user for batch in batches]),
+            value=np.concatenate([batch.value for batch in batches]),
         )
 
     def epochs(self) -> NDArray[np.int64]:

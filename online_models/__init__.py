@@ -14,11 +14,13 @@ if TYPE_CHECKING:
     from online_models.errors import OnlineModelError, SnapshotMismatchError
     from online_models.factor_table import FactorTable
     from online_models.isgd import ISGD
+    from online_models.item_knn import ItemKNN
     from online_models.item_state import ItemState
     from online_models.item_table import ItemTable
     from online_models.learning_batch import BatchRows, LearningBatch
     from online_models.popularity import DecayedPopularity
     from online_models.settings import ModelSettings
+    from online_models.user_knn import UserKNN
 
 __all__ = [
     "ISGD",
@@ -26,6 +28,7 @@ __all__ = [
     "CoVisitation",
     "DecayedPopularity",
     "FactorTable",
+    "ItemKNN",
     "ItemState",
     "ItemTable",
     "LearningBatch",
@@ -33,9 +36,12 @@ __all__ = [
     "OnlineModelError",
     "OnlineRanker",
     "SnapshotMismatchError",
+    "UserKNN",
 ]
 
 _MODULE_OF = {
+    "UserKNN": "user_knn",
+    "ItemKNN": "item_knn",
     "ISGD": "isgd",
     "BatchRows": "learning_batch",
     "CoVisitation": "covisitation",

@@ -13,7 +13,9 @@ __all__ = ["MODEL_NAMES", "make_model", "model_class"]
 _CLASSES = {
     "covisitation": "CoVisitation",
     "isgd": "ISGD",
+    "item_knn": "ItemKNN",
     "popularity": "DecayedPopularity",
+    "user_knn": "UserKNN",
 }
 """Module of this package to class."""
 

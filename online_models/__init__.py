@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from online_models.base import OnlineRanker
     from online_models.covisitation import CoVisitation
+    from online_models.eals import EALS
     from online_models.errors import OnlineModelError, SnapshotMismatchError
     from online_models.factor_table import FactorTable
+    from online_models.ials import IALS
     from online_models.isgd import ISGD
     from online_models.item_knn import ItemKNN
     from online_models.item_state import ItemState
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
     from online_models.user_knn import UserKNN
 
 __all__ = [
+    "EALS",
+    "IALS",
     "ISGD",
     "BatchRows",
     "CoVisitation",
@@ -40,6 +44,8 @@ __all__ = [
 ]
 
 _MODULE_OF = {
+    "IALS": "ials",
+    "EALS": "eals",
     "UserKNN": "user_knn",
     "ItemKNN": "item_knn",
     "ISGD": "isgd",

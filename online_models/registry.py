@@ -12,6 +12,8 @@ __all__ = ["MODEL_NAMES", "make_model", "model_class"]
 
 _CLASSES = {
     "covisitation": "CoVisitation",
+    "eals": "EALS",
+    "ials": "IALS",
     "isgd": "ISGD",
     "item_knn": "ItemKNN",
     "popularity": "DecayedPopularity",

@@ -12,7 +12,7 @@ from confluent_kafka import KafkaException
 
 from online_models.errors import OnlineModelError
 from serving.ranker.errors import RankerError, RegistryError
-from streams import __version__, cli_admin
+from streams import __version__, cli_admin, evaluate_command
 from streams.cli_common import JSON, Context, end_within, progress_bar, show, stop_on_signals
 from streams.errors import FreshetError
 
@@ -52,6 +52,7 @@ for _command in (
     cli_admin.state,
     cli_admin.models,
     cli_admin.doctor,
+    evaluate_command.evaluate,
 ):
     cli.add_command(_command)
 

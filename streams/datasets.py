@@ -3,10 +3,12 @@
 - `ml-100k`: 100,000 ratings of 1,682 movies by 943 people. It is fetched from inside the RecBole package on
   first use and never shipped: GroupLens lets it be used for research, not passed on.
 - `synthetic`: `streams.synthetic` with its default size.
-- `*.inter`: RecBole's atomic file, tab-separated with typed column names; a sibling `.item` file gives
-  titles.
+- `*.inter`: RecBole's atomic file, tab-separated with typed column names: `user_id`, `item_id`, and
+  optionally `rating` and `timestamp` (seconds); without times the file's order counts, an event a second. A
+  sibling `.item` file gives titles.
 - `*.csv`: comma-separated with a header: `user_id`, `item_id`, `timestamp`, and optionally `rating` or
-  `value`, `event_type`, `event_id`, `session_id`.
+  `value`, `event_type`, `event_id`, `session_id`. Columns of other names are named by `columns`.
+- `*.parquet`: the same columns, where pyarrow is installed.
 - `*.jsonl`: one event of the wire format per line, in the order in which they are to be sent.
 
 Reference: F. M. Harper, J. A. Konstan, The MovieLens Datasets: History and Context, ACM TiiS 5(4), 2015.
@@ -16,6 +18,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import importlib
 import importlib.util
 import re
 import shutil
@@ -23,7 +26,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -35,7 +38,7 @@ from streams.events import Event, Item
 from streams.settings import default_state_dir
 from streams.synthetic import Truth, synthetic
 
-__all__ = ["Dataset", "load_dataset"]
+__all__ = ["Dataset", "load_dataset", "time_ms"]
 
 REQUIREMENT = "recbole==1.2.1"
 FETCH_TIMEOUT_S = 300.0
@@ -45,8 +48,10 @@ ML_100K = {
 }
 """SHA-256 of the files inside the package; another copy of MovieLens orders ties differently."""
 
+SUFFIXES = (".inter", ".csv", ".parquet", ".jsonl")
+COLUMNS = ("user_id", "item_id", "timestamp", "rating", "value", "event_type", "event_id", "session_id")
 MILLISECONDS_FROM = 10**11
-"""A numeric CSV timestamp from here on is in milliseconds (in seconds it would lie beyond the year 5000)."""
+"""A table's numeric timestamp from here on is in milliseconds: in seconds it would be past the year 5000."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,12 +65,15 @@ class Dataset:
     """What the synthetic generator planted; None for real data."""
 
 
-def load_dataset(name: str, cache_dir: Path | None = None) -> Dataset:
-    """`ml-100k`, `synthetic`, or the path of an `.inter`, `.csv` or `.jsonl` file.
+def load_dataset(
+    name: str, cache_dir: Path | None = None, columns: Mapping[str, str] | None = None
+) -> Dataset:
+    """`ml-100k`, `synthetic`, or the path of an `.inter`, `.csv`, `.parquet` or `.jsonl` file.
 
     Args:
         name: as above.
         cache_dir: where fetched data is kept; default `datasets` in the state folder.
+        columns: our names to the file's where they differ, as {"user_id": "userId"}.
 
     Raises:
         DatasetError: the name or file is unknown, can't be fetched, or a row can't be read (it names file and
@@ -77,15 +85,19 @@ def load_dataset(name: str, cache_dir: Path | None = None) -> Dataset:
         made = synthetic()
         return Dataset("synthetic", made.events, made.items, made.truth)
     path = Path(name)
-    readers = {".inter": _read_inter, ".csv": _read_csv, ".jsonl": _read_jsonl}
-    if path.suffix not in readers:
+    if path.suffix not in SUFFIXES:
         raise DatasetError(
-            f"no data set {name!r}: give ml-100k, synthetic, or a file ending in {', '.join(readers)}."
+            f"no data set {name!r}: give ml-100k, synthetic, or a file ending in {', '.join(SUFFIXES)}."
         )
     if not path.is_file():
         raise DatasetError(f"the data set file {path.absolute()} does not exist.")
     try:
-        return readers[path.suffix](path)
+        if path.suffix == ".jsonl":
+            return _read_jsonl(path)
+        if path.suffix == ".inter":
+            return _read_inter(path, columns=columns)
+        rows = _rows(path, ",") if path.suffix == ".csv" else _parquet_rows(path)
+        return Dataset(path.stem, _read_events(path, rows, path.stem, columns=columns))
     except UnicodeDecodeError as error:
         raise DatasetError(f"{path} is not UTF-8: {error}. Convert it first.") from error
 
@@ -191,16 +203,44 @@ def _rows(path: Path, delimiter: str) -> Iterator[tuple[int, dict[str, str]]]:
             yield reader.line_num, dict(zip(header, row, strict=True))
 
 
-def _time_ms(text: str, unit_s: bool) -> int:
+def _parquet_rows(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
+    """As `_rows`, with the row's number from 1; times as ISO 8601, nothing for what is null."""
+    try:
+        parquet = importlib.import_module("pyarrow.parquet")
+        arrow_error = importlib.import_module("pyarrow").ArrowException
+    except ModuleNotFoundError as error:
+        raise DatasetError(
+            f"{path} needs pyarrow, which is not installed: pip install pyarrow, or convert the file to CSV."
+        ) from error
+    number = 0
+    try:
+        file = parquet.ParquetFile(path)
+        names = file.schema_arrow.names
+        for batch in file.iter_batches(batch_size=65_536):
+            for values in zip(*(column.to_pylist() for column in batch.columns), strict=True):
+                number += 1
+                yield number, {name: _text(value) for name, value in zip(names, values, strict=True)}
+    except arrow_error as error:
+        raise DatasetError(f"{path}, after row {number}: {error}. Mend the file.") from error
+
+
+def _text(value: object) -> str:
+    if value is None or value != value:  # a table's NaN is a missing value too
+        return ""
+    return value.isoformat() if isinstance(value, datetime) else str(value)
+
+
+def time_ms(text: str) -> int:
+    """Epoch ms of a number of seconds or milliseconds, or of ISO 8601 (UTC unless it says otherwise)."""
     try:
         number = float(text)
     except ValueError:
         moment = datetime.fromisoformat(text)
         return round((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp() * 1000)
-    return round(number * 1000) if unit_s or number < MILLISECONDS_FROM else round(number)
+    return round(number * 1000) if number < MILLISECONDS_FROM else round(number)
 
 
-def _event(row: dict[str, str], event_id: str, unit_s: bool) -> Event:
+def _event(row: dict[str, str], event_id: str, at_ms: int) -> Event:
     rating = row.get("rating") or None
     value = rating or row.get("value") or None
     return Event(
@@ -208,22 +248,38 @@ def _event(row: dict[str, str], event_id: str, unit_s: bool) -> Event:
         user_id=row["user_id"],
         item_id=row["item_id"],
         event_type=row.get("event_type") or ("rating" if rating else "click"),
-        timestamp=_time_ms(row["timestamp"], unit_s),
+        timestamp=at_ms,
         value=None if value is None else float(value),
         session_id=row.get("session_id") or None,
     )
 
 
-def _read_events(path: Path, delimiter: str, prefix: str, unit_s: bool) -> list[Event]:
-    """Events in order of time; those of one moment stay in the file's order."""
+def _renamed(row: dict[str, str], columns: Mapping[str, str]) -> dict[str, str]:
+    """The row by our names; a column that was named and is not there raises KeyError."""
+    return {**row, **{ours: row[theirs] for ours, theirs in columns.items()}} if columns else row
+
+
+def _read_events(
+    path: Path, rows: Iterator[tuple[int, dict[str, str]]], prefix: str,
+    columns: Mapping[str, str] | None = None, times_optional: bool = False,
+) -> list[Event]:  # fmt: skip
+    """Events in order of time; those of one moment stay in the file's order. Where times are optional
+    and there are none, events are a second apart."""
+    if unknown := sorted(set(columns or {}) - set(COLUMNS)):
+        raise DatasetError(
+            f"no column {', '.join(unknown)} can be named; those that can: {', '.join(COLUMNS)}."
+        )
     events: list[Event] = []
-    for line, row in _rows(path, delimiter):
+    for line, found in rows:
         try:
-            events.append(_event(row, f"{prefix}-{len(events)}", unit_s))
+            row = _renamed(found, columns or {})
+            timed = "timestamp" in row or not times_optional
+            at = time_ms(row["timestamp"]) if timed else 1000 * len(events)
+            events.append(_event(row, f"{prefix}-{len(events)}", at))
         except KeyError as error:
             raise DatasetError(
-                f"{path} has no column {error.args[0]}; needed are user_id, item_id and timestamp. Rename"
-                " the column."
+                f"{path} has no column {error.args[0]}; needed are user_id, item_id and timestamp, and it has"
+                f" {', '.join(found)}. Rename the column, or say which one is meant (--column)."
             ) from error
         except (ValueError, OverflowError) as error:
             raise DatasetError(f"{path}, line {line}: {error}. Mend the line.") from error
@@ -233,15 +289,16 @@ def _read_events(path: Path, delimiter: str, prefix: str, unit_s: bool) -> list[
     return events
 
 
-def _read_inter(path: Path, name: str | None = None, event_prefix: str | None = None) -> Dataset:
-    events = _read_events(path, "\t", event_prefix or path.stem, unit_s=True)
+def _read_inter(
+    path: Path, name: str | None = None, event_prefix: str | None = None,
+    columns: Mapping[str, str] | None = None,
+) -> Dataset:  # fmt: skip
+    events = _read_events(
+        path, _rows(path, "\t"), event_prefix or path.stem, times_optional=True, columns=columns
+    )
     catalogue = path.with_suffix(".item")
     items = {item.item_id: item for item in _read_items(catalogue)} if catalogue.is_file() else {}
     return Dataset(name or path.stem, events, items)
-
-
-def _read_csv(path: Path) -> Dataset:
-    return Dataset(path.stem, _read_events(path, ",", path.stem, unit_s=False))
 
 
 _ARTICLE_LAST = re.compile(r"^(?P<title>.+), (?P<article>The|A|An)(?P<rest>( \(.*\))?)$")

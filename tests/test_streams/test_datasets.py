@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import subprocess
+import sys
 import zipfile
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +85,68 @@ def test_csv_times_and_columns(tmp_path: Path) -> None:
         ("log-2", "i3", "click", 1_700_000_000_001),
         ("log-0", "i,1", "purchase", 1_704_153_600_000),
     ]
+
+
+def test_columns_of_other_names(tmp_path: Path) -> None:
+    file = tmp_path / "ml.csv"
+    file.write_text("userId,movieId,rating,when\nu,7,4.5,1700000000\n")
+    names = {"user_id": "userId", "item_id": "movieId", "timestamp": "when"}
+    (event,) = load_dataset(str(file), columns=names).events
+    assert (event.user_id, event.item_id, event.value, event.event_type) == ("u", "7", 4.5, "rating")
+    with pytest.raises(
+        DatasetError, match=r"ml\.csv has no column who; .* it has userId, movieId, rating, when"
+    ):
+        load_dataset(str(file), columns={**names, "user_id": "who"})
+    with pytest.raises(
+        DatasetError, match=r"no column colour can be named; those that can: user_id, item_id"
+    ):
+        load_dataset(str(file), columns={"colour": "rating"})
+
+
+def test_recbole_files_without_ratings_or_times(tmp_path: Path) -> None:
+    file = tmp_path / "clicks.inter"
+    file.write_text("user_id:token\titem_id:token\nb\t2\na\t1\nb\t1\n")
+    events = load_dataset(str(file)).events
+    assert [(e.user_id, e.item_id, e.event_type, e.value, e.timestamp) for e in events] == [
+        ("b", "2", "click", None, 0),
+        ("a", "1", "click", None, 1000),
+        ("b", "1", "click", None, 2000),
+    ]
+
+
+def test_times_in_milliseconds_are_seen_to_be_such(tmp_path: Path) -> None:
+    file = tmp_path / "taps.inter"
+    file.write_text("user_id:token\titem_id:token\ttimestamp:float\nu\ti\t1700000000123.0\n")
+    assert load_dataset(str(file)).events[0].timestamp == 1_700_000_000_123
+
+
+def test_parquet_is_read_like_csv(tmp_path: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    columns = {
+        "user_id": [1, 2, 1],
+        "item_id": ["x", "y", "z"],
+        "rating": [5.0, None, float("nan")],
+        "timestamp": [datetime(2024, 1, day, tzinfo=UTC) for day in (2, 1, 3)],
+    }
+    file = tmp_path / "log.parquet"
+    parquet.write_table(pyarrow.table(columns), file)
+    events = load_dataset(str(file)).events
+    assert [(e.event_id, e.user_id, e.item_id, e.value, e.event_type, e.timestamp) for e in events] == [
+        ("log-1", "2", "y", None, "click", 1_704_067_200_000),
+        ("log-0", "1", "x", 5.0, "rating", 1_704_153_600_000),
+        ("log-2", "1", "z", None, "click", 1_704_240_000_000),
+    ]
+    file.write_bytes(b"no table")
+    with pytest.raises(DatasetError, match=r"log\.parquet, after row 0: .*Mend the file"):
+        load_dataset(str(file))
+
+
+def test_parquet_without_pyarrow_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
+    (tmp_path / "log.parquet").write_bytes(b"PAR1")
+    with pytest.raises(DatasetError, match=r"needs pyarrow, .* pip install pyarrow, or convert the file"):
+        load_dataset(str(tmp_path / "log.parquet"))
 
 
 def test_jsonl_keeps_the_files_order(tmp_path: Path) -> None:

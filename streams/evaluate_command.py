@@ -1,0 +1,316 @@
+"""`freshet evaluate`: how well the online models rank on a data set, test-then-learn or offline."""
+
+from __future__ import annotations
+
+import math
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, overload
+
+import click
+
+from streams.cli_common import JSON, Context, progress_bar, show
+from streams.errors import DatasetError, FreshetError
+
+if TYPE_CHECKING:
+    from online_models.evaluation.arena import Evaluated
+    from online_models.evaluation.interactions import Interaction
+    from online_models.evaluation.results import Evaluation
+    from streams.datasets import Dataset
+    from streams.events import Event
+
+__all__ = ["Interactions", "evaluate"]
+
+WARM_UP_EVENTS = 40
+WIDE = 140
+"""Characters in a line that hold every column of the table."""
+ONLY_WHERE_WIDE = frozenset({"mrr", "gini", "novelty", "diversity"})
+
+
+@click.command()
+@click.option(
+    "--dataset",
+    default="ml-100k",
+    show_default=True,
+    help="ml-100k, synthetic, or an .inter, .csv, .parquet or .jsonl file.",
+)
+@click.option(
+    "--models",
+    default="covisitation,popularity",
+    show_default=True,
+    help="Names with commas between; all = every one.",
+)
+@click.option(
+    "--protocol",
+    type=click.Choice(["prequential", "last-positive-out", "temporal"]),
+    default="prequential",
+    show_default=True,
+    help="Judge each event, then learn it; hold out each user's last positive; or split by time at 80%.",
+)
+@click.option("--events", type=click.IntRange(min=1), help="Only the first so many.")
+@click.option("--min-rating", type=float, help="Leave out events with a lower rating.")
+@click.option(
+    "--positive-from", default=4.0, show_default=True, help="Lowest rating that last-positive-out holds out."
+)
+@click.option(
+    "--delay",
+    type=click.FloatRange(min=0),
+    default=0.0,
+    show_default=True,
+    help="Seconds of event time after which an event is learned.",
+)
+@click.option(
+    "--window", type=click.IntRange(min=1), default=5000, show_default=True, help="Judged events in a window."
+)
+@click.option(
+    "--param",
+    "parameters",
+    multiple=True,
+    metavar="MODEL.NAME=VALUE",
+    help="A model's parameter; may be repeated.",
+)
+@click.option(
+    "--column",
+    "columns",
+    multiple=True,
+    metavar="OURS=THEIRS",
+    help="A column's name in the file, as user_id=userId.",
+)
+@click.option("--peers", help="Other libraries beside ours: river, implicit, rectools, with commas between.")
+@click.option("--seed", default=0, show_default=True, help="Of the bootstrap.")
+@click.option(
+    "--report", type=click.Path(dir_okay=False, path_type=Path), help="Write a page with plots here."
+)
+@JSON
+@click.pass_obj
+def evaluate(
+    context: Context, dataset: str, models: str, protocol: str, events: int | None, min_rating: float | None,
+    positive_from: float, delay: float, window: int, parameters: tuple[str, ...], columns: tuple[str, ...],
+    peers: str | None, seed: int, report: Path | None, as_json: bool,
+) -> None:  # fmt: skip
+    """Judge models on a data set: full ranking of all items, hit rate, NDCG and more, and whether they
+    differ."""
+    from online_models.evaluation.protocols import run_protocol
+    from online_models.evaluation.results import summarise
+    from streams.datasets import load_dataset
+
+    given = _parameters(parameters)
+    chosen = _models(models, given)
+    others = _peers(peers, protocol, positive_from)
+    data = load_dataset(dataset, columns=_columns(columns))
+    stream = Interactions(data, context.settings().validation.weights(), min_rating, events)
+    _say(f"{data.name}: {len(stream):,} events; {stream.left_out:,} left out (no item, weight 0 or rating)")
+    with _plain_errors():
+        for name in chosen:
+            _warm_up(name, given.get(name, {}), stream)
+        with progress_bar(protocol, len(stream)) as update:
+            run = run_protocol(
+                protocol, {**chosen, **others}, stream, stream.categories(),
+                lambda done: update(done, ""), positive_from, delay,
+            )  # fmt: skip
+            update(len(stream), "")
+        result = summarise(run, data.name, window, seed)
+    if report is not None:
+        from online_models.evaluation.report import html_report
+
+        report.write_text(html_report(result), encoding="utf-8")
+    if as_json:
+        show(result)
+    else:
+        _print(result)
+
+
+class Interactions(Sequence["Interaction"]):
+    """The events of a data set as the evaluator takes them, made one by one: those with an item and a weight.
+
+    Args:
+        data: the data set.
+        weights: event type to weight; a type that is missing is refused.
+        min_rating: leave out ratings below it, and events without one.
+        limit: only the first so many of those that remain.
+
+    Raises:
+        DatasetError: an event that can't be learned, by its id.
+    """
+
+    def __init__(
+        self,
+        data: Dataset,
+        weights: Mapping[str, float],
+        min_rating: float | None = None,
+        limit: int | None = None,
+    ) -> None:
+        self._weights = weights
+        self._codes = {name: code for code, name in enumerate(weights)}
+        self._items = data.items
+        for event in data.events:
+            self._check(event)
+        self._events = [event for event in data.events if self._is_used(event, min_rating)]
+        self.left_out = len(data.events) - len(self._events)
+        del self._events[limit if limit is not None else len(self._events) :]
+        if not self._events:
+            raise DatasetError(f"{data.name} holds no event with an item, a weight and such a rating.")
+
+    def __len__(self) -> int:
+        return len(self._events)
+
+    @overload
+    def __getitem__(self, place: int) -> Interaction: ...
+
+    @overload
+    def __getitem__(self, place: slice) -> list[Interaction]: ...
+
+    def __getitem__(self, place: int | slice) -> Interaction | list[Interaction]:
+        if isinstance(place, slice):
+            return [self._interaction(event) for event in self._events[place]]
+        return self._interaction(self._events[place])
+
+    def categories(self) -> dict[str, list[str]]:
+        """Categories of the items that have any."""
+        return {item_id: item.categories for item_id, item in self._items.items() if item.categories}
+
+    def _check(self, event: Event) -> None:
+        if event.event_type not in self._weights:
+            raise DatasetError(
+                f"event {event.event_id}: event_type {event.event_type!r} is unknown; add it to"
+                " validation.event_types."
+            )
+        if not event.user_id:
+            raise DatasetError(f"event {event.event_id} has no user_id. Mend or remove it.")
+        if event.value is not None and not math.isfinite(event.value):
+            raise DatasetError(
+                f"event {event.event_id}: value {event.value} is not finite. Mend or remove it."
+            )
+
+    def _is_used(self, event: Event, min_rating: float | None) -> bool:
+        if not event.item_id or self._weights[event.event_type] == 0.0:
+            return False
+        return min_rating is None or (event.value is not None and event.value >= min_rating)
+
+    def _interaction(self, event: Event) -> Interaction:
+        from online_models.evaluation.interactions import Interaction
+        from streams.datasets import time_ms
+
+        weight = self._weights[event.event_type]
+        rating = event.value if event.event_type == "rating" else None
+        at = event.timestamp
+        x = {
+            "timestamp": at if isinstance(at, int) else time_ms(at),
+            "weight": weight,
+            "event_type": self._codes[event.event_type],
+            "event_id": event.event_id,
+        }
+        return Interaction(event.user_id, str(event.item_id), weight if rating is None else rating, x, rating)
+
+
+@contextmanager
+def _plain_errors() -> Iterator[None]:
+    """What data or a model's scores are to blame for is one line for the operator."""
+    from online_models.evaluation.arena import UnusableScoreError
+
+    try:
+        yield
+    except UnusableScoreError as error:
+        raise FreshetError(f"{error}. Figures would be worthless, so there are none.") from error
+
+
+def _say(text: str) -> None:
+    click.echo(text, err=True)
+
+
+def _names(text: str) -> list[str]:
+    return list(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
+
+
+def _models(names: str, parameters: Mapping[str, Mapping[str, Any]]) -> dict[str, Evaluated]:
+    from online_models.registry import MODEL_NAMES, make_model
+
+    chosen = list(MODEL_NAMES) if names.strip() == "all" else _names(names)
+    if not chosen:
+        raise FreshetError(f"--models names none; there are {', '.join(MODEL_NAMES)}, or all.")
+    if unused := sorted(set(parameters) - set(chosen)):
+        raise FreshetError(f"--param names {', '.join(unused)}, which --models doesn't.")
+    try:
+        return {name: make_model(name, dict(parameters.get(name, {}))) for name in chosen}
+    except (ValueError, TypeError) as error:
+        raise FreshetError(f"{error}.") from error
+
+
+def _parameters(texts: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """`isgd.dimension=64` as {"isgd": {"dimension": 64}}; a value is TOML, or else text."""
+    found: dict[str, dict[str, Any]] = {}
+    for text in texts:
+        where, equals, value = text.partition("=")
+        model, dot, name = where.strip().partition(".")
+        if not (equals and dot and model and name):
+            raise FreshetError(f"--param {text!r}: write MODEL.NAME=VALUE, as isgd.dimension=64.")
+        try:
+            found.setdefault(model, {})[name] = tomllib.loads(f"v = {value}")["v"]
+        except tomllib.TOMLDecodeError:
+            found.setdefault(model, {})[name] = value.strip()
+    return found
+
+
+def _columns(texts: Sequence[str]) -> dict[str, str]:
+    pairs = [text.partition("=") for text in texts]
+    for text, (ours, equals, theirs) in zip(texts, pairs, strict=True):
+        if not (ours and equals and theirs):
+            raise FreshetError(f"--column {text!r}: write OURS=THEIRS, as user_id=userId.")
+    return {ours.strip(): theirs.strip() for ours, _, theirs in pairs}
+
+
+def _peers(names: str | None, protocol: str, positive_from: float) -> dict[str, Evaluated]:
+    if names is None:
+        return {}
+    from online_models.evaluation.peers import MissingPeerError, make_peers
+
+    found: dict[str, Evaluated] = {}
+    try:
+        for library in _names(names):
+            found.update(make_peers(library, protocol, positive_from))
+    except (MissingPeerError, ValueError) as error:
+        raise FreshetError(f"--peers: {error}.") from error
+    return found
+
+
+def _warm_up(name: str, parameters: Mapping[str, Any], stream: Interactions) -> None:
+    """Have the kernels compiled before anything is timed, by a model that is thrown away."""
+    from online_models.evaluation.protocols import prequential
+    from online_models.registry import make_model
+
+    _say(f"compiling {name}")
+    prequential({name: make_model(name, dict(parameters))}, stream[:WARM_UP_EVENTS], stream.categories())
+
+
+def _print(result: Evaluation) -> None:
+    """The figures as tables."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from online_models.evaluation.report import COLUMNS, cell
+
+    console = Console()
+    if not console.is_terminal:
+        console.width = WIDE
+    fields = [field for field in COLUMNS if console.width >= WIDE or field not in ONLY_WHERE_WIDE]
+    table = Table(
+        title=f"{result.dataset}, {result.protocol}: {result.judged:,} of {result.events:,} events judged"
+    )
+    for title in ("model", *(COLUMNS[field] for field in fields)):
+        table.add_column(title, justify="left" if title == "model" else "right")
+    for model in sorted(result.models, key=lambda model: -model.ndcg_at_10):
+        table.add_row(model.model, *(cell(getattr(model, field), field) for field in fields))
+    console.print(table)
+    pairs = Table(title="NDCG@10 of one model less another's, with its 95% interval")
+    for title in ("model", "against", "difference", "interval", "p (McNemar)"):
+        pairs.add_column(title, justify="right" if title in ("difference", "p (McNemar)") else "left")
+    for pair in result.comparisons:
+        low, high = pair.interval_95
+        pairs.add_row(
+            pair.model, pair.against, f"{pair.ndcg_difference:.4f}", f"{low:.4f} to {high:.4f}",
+            f"{pair.p_value:.3g}",
+        )  # fmt: skip
+    if result.comparisons:
+        console.print(pairs)

@@ -1,0 +1,160 @@
+"""The parts of a fusion: models that share an item table, and how a record of the log asks them."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from online_models.base import OnlineRanker
+from online_models.learning_batch import BatchRows, LearningBatch
+
+__all__ = ["Part", "join_records", "made_parts", "record_width", "split_record"]
+
+Asker = Callable[[Any, LearningBatch, BatchRows, NDArray[np.int32]], NDArray[np.float32]]
+"""(model, record of one event, its rows, candidate rows int32[C]) to scores float32[C]."""
+
+_ASKERS: dict[tuple[str, ...], Asker] = {
+    ("recent_rows", "candidate_rows"): lambda model, record, rows, asked: model.score(
+        rows.recent, asked[None, :]
+    )[0],
+    ("recent_rows", "candidate_rows", "users"): lambda model, record, rows, asked: model.score(
+        rows.recent, asked[None, :], record.user
+    )[0],
+    ("token", "recent_rows", "candidate_rows"): lambda model, record, rows, asked: model.score(
+        int(record.user[0]), rows.recent[0], asked
+    ),
+    ("user_factors", "candidate_rows"): lambda model, record, rows, asked: model.score(
+        record.user_before, asked[None, :]
+    )[0],
+    ("rows",): lambda model, record, rows, asked: model.score(asked),
+}
+"""How a record asks a model, by the parameters of the model's `score`."""
+
+
+@dataclass(slots=True)
+class Part:
+    """One model of a fusion.
+
+    is_owner: its owner's step makes a record of its own (factors, negatives), `width` columns of factors.
+    is_logit: its scores are inner products, of either sign; else counts or sums, 0 where nothing is known.
+    """
+
+    name: str
+    model: OnlineRanker
+    asker: Asker
+    is_owner: bool
+    is_logit: bool
+    width: int
+
+    def ask(
+        self, record: LearningBatch, rows: BatchRows, candidates: NDArray[np.int32]
+    ) -> NDArray[np.float32]:
+        """Scores float32[C] of candidate rows int32[C] for the user of a record of one event, as he was
+        before it, from the record and replicated state alone."""
+        return self.asker(self.model, record, rows, candidates)
+
+    def cut(
+        self, one: LearningBatch, rows: BatchRows, column: int, negatives: slice
+    ) -> tuple[Part, LearningBatch, BatchRows]:
+        """The part, and a joint record of one event with only this part's factors and negatives."""
+        factors = slice(column, column + self.width)
+        record = dataclasses.replace(
+            one,
+            user_before=np.ascontiguousarray(one.user_before[:, factors]),
+            user_after=np.ascontiguousarray(one.user_after[:, factors]),
+            negatives=np.ascontiguousarray(one.negatives[:, negatives]),
+        )
+        found = dataclasses.replace(rows, negatives=np.ascontiguousarray(rows.negatives[:, negatives]))
+        return self, record, found
+
+
+def made_parts(parts: Mapping[str, OnlineRanker] | str, seed: int) -> list[Part]:
+    """Fresh parts: of models by name, clones; of names separated by commas, the registry's with defaults.
+
+    Raises ValueError where there is none or a name won't do, TypeError for a model that a record can't ask.
+    """
+    if isinstance(parts, str):
+        from online_models.registry import make_model  # it may name this package's fusion
+
+        names = [name.strip() for name in parts.split(",") if name.strip()]
+        if len(set(names)) < len(names) or "fusion" in names:
+            raise ValueError(f"parts are {parts!r}, but each must be named once, and fusion not at all")
+        models = {name: make_model(name, {"seed": seed}) for name in names}
+    else:
+        models = {name: model.clone() for name, model in parts.items()}
+    if not models or any("/" in name or not name or name == "fusion" for name in models):
+        raise ValueError(f"parts are {list(models)}, but at least one, named without '/', is needed")
+    return [_made_part(name, model) for name, model in models.items()]
+
+
+def join_records(batch: LearningBatch, records: Sequence[LearningBatch]) -> None:
+    """Put the owners' records of one event into the batch: factors side by side, then how many negatives each
+    but the last has; negatives one behind the other."""
+    index_of = {item_id: index for index, item_id in enumerate(batch.item_ids)}
+    negatives: list[int] = []
+    for record in records:
+        for index in record.negatives[0].tolist():
+            item_id = record.item_ids[index] if index >= 0 else None
+            negatives.append(-1 if item_id is None else index_of.setdefault(item_id, len(index_of)))
+    counts = np.array([[record.negatives.shape[1] for record in records[:-1]]], dtype=np.float32)
+    batch.item_ids = list(index_of)
+    batch.negatives = np.array([negatives], dtype=np.int32).reshape(1, len(negatives))
+    batch.user_before = np.concatenate([*(record.user_before for record in records), counts], axis=1)
+    batch.user_after = np.concatenate([*(record.user_after for record in records), counts], axis=1)
+
+
+def record_width(parts: Sequence[Part]) -> int:
+    """Columns of `user_before` in a joint record: the factors, and how many negatives each owner but the last
+    has."""
+    owners = sum(part.is_owner for part in parts)
+    return sum(part.width for part in parts) + max(owners - 1, 0)
+
+
+def split_record(
+    parts: Sequence[Part], one: LearningBatch, rows: BatchRows
+) -> list[tuple[Part, LearningBatch, BatchRows]]:
+    """A joint record of one event as each part recorded it: its own factors and negatives."""
+    owners = sum(part.is_owner for part in parts)
+    if owners < 2:
+        return [(part, one, rows) for part in parts]
+    counts = one.user_before[0, one.user_before.shape[1] - owners + 1 :].astype(np.int64).tolist()
+    found, column, negative = [], 0, 0
+    for part in parts:
+        if part.is_owner:
+            end = negative + counts.pop(0) if counts else one.negatives.shape[1]
+            found.append(part.cut(one, rows, column, slice(negative, end)))
+            column, negative = column + part.width, end
+        else:
+            found.append((part, one, rows))
+    return found
+
+
+def _made_part(name: str, model: OnlineRanker) -> Part:
+    score = getattr(model, "score", None)
+    names = tuple(inspect.signature(score).parameters) if score else ()
+    asker = _by_record if hasattr(model, "score_record") else _ASKERS.get(names)
+    if asker is None:
+        raise TypeError(
+            f"part {name!r}: a record of the log can't ask {type(model).__name__}; it needs a method "
+            "score_record(batch, rows, candidate_rows), or score of "
+            + " or ".join(f"({', '.join(known)})" for known in _ASKERS)
+        )
+    is_owner = type(model).learn_user is not OnlineRanker.learn_user
+    width = 0
+    if is_owner:
+        width = model.clone().learn_user([("user", "item", 1.0, None)]).user_before.shape[1]
+    is_logit = bool(getattr(model, "scores_are_logits", "user_factors" in names))
+    return Part(name, model, asker, is_owner, is_logit, width)
+
+
+def _by_record(
+    model: Any, record: LearningBatch, rows: BatchRows, asked: NDArray[np.int32]
+) -> NDArray[np.float32]:
+    scores: NDArray[np.float32] = model.score_record(record, rows, asked)
+    return scores

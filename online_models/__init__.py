@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from online_models.eals import EALS
     from online_models.errors import OnlineModelError, SnapshotMismatchError
     from online_models.factor_table import FactorTable
+    from online_models.fusion import Fusion
     from online_models.ials import IALS
     from online_models.isgd import ISGD
     from online_models.item_knn import ItemKNN
@@ -32,6 +33,7 @@ __all__ = [
     "CoVisitation",
     "DecayedPopularity",
     "FactorTable",
+    "Fusion",
     "ItemKNN",
     "ItemState",
     "ItemTable",
@@ -53,6 +55,7 @@ _MODULE_OF = {
     "CoVisitation": "covisitation",
     "DecayedPopularity": "popularity",
     "FactorTable": "factor_table",
+    "Fusion": "fusion",
     "ItemState": "item_state",
     "ItemTable": "item_table",
     "LearningBatch": "learning_batch",

@@ -13,6 +13,7 @@ __all__ = ["MODEL_NAMES", "make_model", "model_class"]
 _CLASSES = {
     "covisitation": "CoVisitation",
     "eals": "EALS",
+    "fusion": "Fusion",
     "ials": "IALS",
     "isgd": "ISGD",
     "item_knn": "ItemKNN",

@@ -208,9 +208,10 @@ def _parquet_rows(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
     try:
         parquet = importlib.import_module("pyarrow.parquet")
         arrow_error = importlib.import_module("pyarrow").ArrowException
-    except ModuleNotFoundError as error:
+    except ImportError as error:
         raise DatasetError(
-            f"{path} needs pyarrow, which is not installed: pip install pyarrow, or convert the file to CSV."
+            f"{path} needs pyarrow, which can't be loaded ({error}): pip install pyarrow, or make the file"
+            " a CSV file."
         ) from error
     number = 0
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
@@ -79,7 +80,7 @@ ONLY_WHERE_WIDE = frozenset({"mrr", "gini", "novelty", "diversity"})
     help="A column's name in the file, as user_id=userId.",
 )
 @click.option("--peers", help="Other libraries beside ours: river, implicit, rectools, with commas between.")
-@click.option("--seed", default=0, show_default=True, help="Of the bootstrap.")
+@click.option("--seed", default=0, show_default=True, help="Of the bootstrap and the peers.")
 @click.option(
     "--report", type=click.Path(dir_okay=False, path_type=Path), help="Write a page with plots here."
 )
@@ -98,7 +99,7 @@ def evaluate(
 
     given = _parameters(parameters)
     chosen = _models(models, given)
-    others = _peers(peers, protocol, positive_from)
+    others = _peers(peers, protocol, positive_from, seed)
     data = load_dataset(dataset, columns=_columns(columns))
     stream = Interactions(data, context.settings().validation.weights(), min_rating, events)
     _say(f"{data.name}: {len(stream):,} events; {stream.left_out:,} left out (no item, weight 0 or rating)")
@@ -207,12 +208,11 @@ class Interactions(Sequence["Interaction"]):
 
 @contextmanager
 def _plain_errors() -> Iterator[None]:
-    """What data or a model's scores are to blame for is one line for the operator."""
-    from online_models.evaluation.arena import UnusableScoreError
-
+    """What a model refuses, of the data or of its own scores, is one line for the operator."""
     try:
         yield
-    except UnusableScoreError as error:
+    except ValueError as error:
+        logging.getLogger("freshet").debug("evaluation ended", exc_info=error)
         raise FreshetError(f"{error}. Figures would be worthless, so there are none.") from error
 
 
@@ -261,7 +261,7 @@ def _columns(texts: Sequence[str]) -> dict[str, str]:
     return {ours.strip(): theirs.strip() for ours, _, theirs in pairs}
 
 
-def _peers(names: str | None, protocol: str, positive_from: float) -> dict[str, Evaluated]:
+def _peers(names: str | None, protocol: str, positive_from: float, seed: int) -> dict[str, Evaluated]:
     if names is None:
         return {}
     from online_models.evaluation.peers import MissingPeerError, make_peers
@@ -269,7 +269,7 @@ def _peers(names: str | None, protocol: str, positive_from: float) -> dict[str, 
     found: dict[str, Evaluated] = {}
     try:
         for library in _names(names):
-            found.update(make_peers(library, protocol, positive_from))
+            found.update(make_peers(library, protocol, positive_from, seed))
     except (MissingPeerError, ValueError) as error:
         raise FreshetError(f"--peers: {error}.") from error
     return found
@@ -303,14 +303,16 @@ def _print(result: Evaluation) -> None:
     for model in sorted(result.models, key=lambda model: -model.ndcg_at_10):
         table.add_row(model.model, *(cell(getattr(model, field), field) for field in fields))
     console.print(table)
+    best = max(result.models, key=lambda model: model.ndcg_at_10).model
+    found = [pair for pair in result.comparisons if best in (pair.model, pair.against)]
     pairs = Table(title="NDCG@10 of one model less another's, with its 95% interval")
     for title in ("model", "against", "difference", "interval", "p (McNemar)"):
         pairs.add_column(title, justify="right" if title in ("difference", "p (McNemar)") else "left")
-    for pair in result.comparisons:
+    for pair in found:
         low, high = pair.interval_95
         pairs.add_row(
             pair.model, pair.against, f"{pair.ndcg_difference:.4f}", f"{low:.4f} to {high:.4f}",
             f"{pair.p_value:.3g}",
         )  # fmt: skip
-    if result.comparisons:
+    if found:
         console.print(pairs)

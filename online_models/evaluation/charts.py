@@ -11,7 +11,8 @@ __all__ = ["COLOURS", "bars", "lines"]
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#8a5a00", "#555555")
 """Told apart with colour-blind eyes too (Okabe and Ito); lines beyond them are dashed."""
 WIDTH, HEIGHT = 760, 300
-LEFT, RIGHT, TOP, BOTTOM = 56, 12, 14, 40
+LEFT, RIGHT, TOP, BOTTOM = 56, 36, 14, 40
+WIDEST_BAR = 0.06
 
 
 def lines(series: Mapping[str, Sequence[tuple[float, float]]], x_title: str, y_title: str) -> str:
@@ -36,12 +37,16 @@ def bars(groups: Sequence[str], series: Mapping[str, Sequence[float]], y_title: 
     """A group of bars for each of `groups`, with a bar for each name; values from 0."""
     most = max((value for values in series.values() for value in values), default=0.0) or 1.0
     parts = [_axes(None, most, "", y_title)]
-    share, width = 1.0 / max(len(groups), 1), 0.8 / max(len(groups) * len(series), 1)
+    share = 1.0 / max(len(groups), 1)
+    width = min(0.8 * share / max(len(series), 1), WIDEST_BAR)
     for place, group in enumerate(groups):
         middle = _x((place + 0.5) * share)
         parts.append(f'<text x="{middle:.1f}" y="{HEIGHT - 14}" text-anchor="middle">{escape(group)}</text>')
         for number, (name, values) in enumerate(series.items()):
-            left, top = _x((place + 0.1) * share + number * width), _y(values[place] / most)
+            left, top = (
+                _x((place + 0.5) * share + (number - len(series) / 2) * width),
+                _y(values[place] / most),
+            )
             parts.append(
                 f'<rect x="{left:.1f}" y="{top:.1f}" width="{width * (WIDTH - LEFT - RIGHT):.1f}"'
                 f' height="{HEIGHT - BOTTOM - top:.1f}" fill="{COLOURS[number % len(COLOURS)]}">'

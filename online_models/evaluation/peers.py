@@ -15,35 +15,15 @@ from numpy.typing import NDArray
 
 from online_models.evaluation.arena import Evaluated
 from online_models.item_table import ItemTable
+from online_models.river_adapter import RiverRecommender
 
-__all__ = ["LIBRARIES", "BatchPeer", "MissingPeerError", "RiverPeer", "make_peers"]
+__all__ = ["LIBRARIES", "BatchPeer", "MissingPeerError", "make_peers"]
 
 Doubles = NDArray[np.float64]
 
 
 class MissingPeerError(ImportError):
-    """A library that was asked for is not installed."""
-
-
-class RiverPeer:
-    """A recommender of River: it learns y, one event at a time, and is asked item by item."""
-
-    predicts_ratings = True
-
-    def __init__(self, model: Any) -> None:
-        self.items = ItemTable()
-        self.model = model
-
-    def learn_one(self, user: str, item: str, y: float = 1.0, x: Mapping[str, Any] | None = None) -> None:
-        self.items.ensure([item])
-        self.model.learn_one(user=user, item=item, y=y)
-
-    def predict_one(self, user: str, item: str, x: Mapping[str, Any] | None = None) -> float:
-        return float(self.model.predict_one(user=user, item=item))
-
-    def score_rows(self, user: str, rows: NDArray[np.int32]) -> NDArray[Any]:
-        ids, predict = self.items.ids, self.model.predict_one
-        return np.array([predict(user=user, item=ids[row]) if row >= 0 else 0.0 for row in rows.tolist()])
+    """A library that was asked for is not installed, or not in a version that goes with the others."""
 
 
 Fit = Callable[[Any, float], Callable[[int], Doubles]]
@@ -89,23 +69,23 @@ class BatchPeer:
         return sparse.csr_matrix((values, (places[:, 0], places[:, 1])), shape=shape)
 
 
-def _river() -> Iterable[tuple[str, Evaluated]]:
+def _river(seed: int) -> Iterable[tuple[str, Evaluated]]:
     from river import optim, reco
 
     def normal() -> Any:
-        return optim.initializers.Normal(mu=0.0, sigma=0.1, seed=1)
+        return optim.initializers.Normal(mu=0.0, sigma=0.1, seed=seed)
 
     biased = reco.BiasedMF(
         n_factors=32, bias_optimizer=optim.SGD(0.025), latent_optimizer=optim.SGD(0.05), l2_bias=0.01,
         l2_latent=0.01, latent_initializer=normal(),
     )  # fmt: skip
     plain = reco.FunkMF(n_factors=32, optimizer=optim.SGD(0.05), l2=0.01, initializer=normal())
-    yield "river.BiasedMF", RiverPeer(biased)
-    yield "river.FunkMF", RiverPeer(plain)
-    yield "river.Baseline", RiverPeer(reco.Baseline(optimizer=optim.SGD(0.025), l2=0.01))
+    yield "river.BiasedMF", RiverRecommender(biased)
+    yield "river.FunkMF", RiverRecommender(plain)
+    yield "river.Baseline", RiverRecommender(reco.Baseline(optimizer=optim.SGD(0.025), l2=0.01))
 
 
-def _implicit(positive_from: float) -> Iterable[tuple[str, Evaluated]]:
+def _implicit(positive_from: float, seed: int) -> Iterable[tuple[str, Evaluated]]:
     als = importlib.import_module("implicit.als").AlternatingLeastSquares
     bpr = importlib.import_module("implicit.bpr").BayesianPersonalizedRanking
     bm25 = importlib.import_module("implicit.nearest_neighbours").BM25Recommender
@@ -124,14 +104,14 @@ def _implicit(positive_from: float) -> Iterable[tuple[str, Evaluated]]:
         return lambda user: np.asarray((used[user] @ model.similarity).todense(), dtype=np.float64).ravel()
 
     fits = {
-        "implicit.ALS": factors(als(64, regularization=0.05, alpha=10, iterations=15, random_state=1)),
-        "implicit.BPR": factors(bpr(64, iterations=100, num_threads=1, random_state=1)),
+        "implicit.ALS": factors(als(64, regularization=0.05, alpha=10, iterations=15, random_state=seed)),
+        "implicit.BPR": factors(bpr(64, iterations=100, num_threads=1, random_state=seed)),
         "implicit.BM25": neighbours,
     }
     return [(name, BatchPeer(fit, positive_from)) for name, fit in fits.items()]
 
 
-def _rectools(positive_from: float) -> Iterable[tuple[str, Evaluated]]:
+def _rectools(positive_from: float, _: int) -> Iterable[tuple[str, Evaluated]]:
     models, pandas = importlib.import_module("rectools.models"), importlib.import_module("pandas")
     data = importlib.import_module("rectools.dataset").Dataset
 
@@ -166,15 +146,17 @@ def _positives(ratings: Any, start: float) -> Any:
     return used
 
 
-LIBRARIES: dict[str, Callable[[float], Iterable[tuple[str, Evaluated]]]] = {
-    "river": lambda _: _river(),
+LIBRARIES: dict[str, Callable[[float, int], Iterable[tuple[str, Evaluated]]]] = {
+    "river": lambda _, seed: _river(seed),
     "implicit": _implicit,
     "rectools": _rectools,
 }
 
 
-def make_peers(library: str, protocol: str, positive_from: float = 4.0) -> dict[str, Evaluated]:
-    """The recommenders of one of `LIBRARIES`, by name.
+def make_peers(
+    library: str, protocol: str, positive_from: float = 4.0, seed: int = 0
+) -> dict[str, Evaluated]:
+    """The recommenders of one of `LIBRARIES`, by name; those that start at random do so from the seed.
 
     Raises:
         ValueError: no such library, or one that is fitted in batch and can't be judged prequentially.
@@ -188,8 +170,10 @@ def make_peers(library: str, protocol: str, positive_from: float = 4.0) -> dict[
             " last-positive-out or temporal"
         )
     try:
-        return dict(LIBRARIES[library](positive_from))
+        return dict(LIBRARIES[library](positive_from, seed))
     except ModuleNotFoundError as error:
         raise MissingPeerError(
             f"the peer {library} needs {error.name}, which is not installed: pip install {library}"
         ) from error
+    except ImportError as error:
+        raise MissingPeerError(f"the peer {library} is installed but can't be loaded: {error}") from error

@@ -18,9 +18,9 @@ COLUMNS = {
 """Field of `ModelFigures` to title, as tables show them."""
 
 STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 1000px; margin: 2em auto; padding: 0 1em }
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 1060px; margin: 2em auto; padding: 0 1em }
 table { border-collapse: collapse; margin: 1em 0; display: block; overflow-x: auto }
-th, td { padding: .25em .7em; text-align: right; border-bottom: 1px solid #ddd; white-space: nowrap }
+th, td { padding: .25em .5em; text-align: right; border-bottom: 1px solid #ddd; white-space: nowrap }
 th:first-child, td:first-child { text-align: left }
 td.best { font-weight: 600 }
 svg { width: 100%; height: auto; font: 11px system-ui, sans-serif }

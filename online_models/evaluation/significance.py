@@ -38,7 +38,7 @@ def mcnemar(only_one: int, only_other: int) -> float:
     for k in range(min(only_one, only_other) + 1):
         total += term
         term = term * (n - k) // (k + 1)
-    return min(1.0, 2 * total / 2**n)
+    return min(1.0, float(2 * total / (1 << n)))
 
 
 def paired_bootstrap(

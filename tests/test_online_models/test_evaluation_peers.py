@@ -11,9 +11,10 @@ import pytest
 from river import reco
 
 from online_models.evaluation.interactions import Interaction
-from online_models.evaluation.peers import BatchPeer, MissingPeerError, RiverPeer, make_peers
+from online_models.evaluation.peers import BatchPeer, MissingPeerError, make_peers
 from online_models.evaluation.protocols import last_positive_out, prequential
 from online_models.evaluation.results import summarise
+from online_models.river_adapter import RiverRecommender
 
 
 def ratings(n: int = 200, users: int = 15, items: int = 12, seed: int = 0) -> list[Interaction]:
@@ -28,12 +29,13 @@ def ratings(n: int = 200, users: int = 15, items: int = 12, seed: int = 0) -> li
 
 def test_rivers_recommenders_are_judged_as_they_predict() -> None:
     events = ratings()
-    run = prequential({"b": RiverPeer(reco.Baseline())}, events)
+    run = prequential({"b": RiverRecommender(reco.Baseline())}, events)
     model, squared, had, expected = reco.Baseline(), 0.0, {}, []
     known: list[str] = []
     for event in events:
         seen = had.setdefault(event.user, set())
-        predicted = {item: model.predict_one(event.user, item) for item in known if item not in seen}
+        scores = {item: np.float32(model.predict_one(event.user, item)) for item in known}
+        predicted = {item: score for item, score in scores.items() if item not in seen}
         if event.item not in seen:
             mine = predicted.get(event.item, np.nan)
             others = [score for item, score in predicted.items() if item != event.item]

@@ -121,7 +121,7 @@ def test_times_in_milliseconds_are_seen_to_be_such(tmp_path: Path) -> None:
 
 
 def test_parquet_is_read_like_csv(tmp_path: Path) -> None:
-    pyarrow = pytest.importorskip("pyarrow")
+    pyarrow = pytest.importorskip("pyarrow", exc_type=ImportError)
     parquet = pytest.importorskip("pyarrow.parquet")
     columns = {
         "user_id": [1, 2, 1],
@@ -145,7 +145,7 @@ def test_parquet_is_read_like_csv(tmp_path: Path) -> None:
 def test_parquet_without_pyarrow_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
     (tmp_path / "log.parquet").write_bytes(b"PAR1")
-    with pytest.raises(DatasetError, match=r"needs pyarrow, .* pip install pyarrow, or convert the file"):
+    with pytest.raises(DatasetError, match=r"needs pyarrow, .* pip install pyarrow, or make the file a CSV"):
         load_dataset(str(tmp_path / "log.parquet"))
 
 

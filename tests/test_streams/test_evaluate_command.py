@@ -9,9 +9,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 
+from online_models import DecayedPopularity, registry
 from online_models.evaluation.interactions import Interaction
 from streams.cli import cli
 from streams.datasets import Dataset
@@ -154,6 +156,18 @@ def test_mistakes_are_named(ratings: Path, arguments: list[str], message: str) -
     assert result.stdout == ""
     with pytest.raises(FreshetError, match=message):
         raise result.exception
+
+
+def test_scores_that_are_not_finite_end_the_run(ratings: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Broken(DecayedPopularity):
+        def score_rows(self, user: str, rows: np.ndarray) -> np.ndarray:
+            return np.full(len(rows), np.nan, dtype=np.float32)
+
+    monkeypatch.setattr(registry, "make_model", lambda name, parameters: Broken())
+    result = invoke("--dataset", ratings, "--models", "popularity", "--json", fails=True)
+    assert isinstance(result.exception, FreshetError)
+    assert "Broken: score of item 'i0' for user 'u1' is not finite (nan)" in str(result.exception)
+    assert result.stdout == ""
 
 
 def test_a_peer_that_is_not_installed_says_what_to_install(

@@ -113,6 +113,10 @@ def evaluate(
             )  # fmt: skip
             update(len(stream), "")
         result = summarise(run, data.name, window, seed)
+    if not result.judged:
+        _say(
+            "no event could be judged (repeats, weights below 0, or no positive one): the figures say nothing"
+        )
     if report is not None:
         from online_models.evaluation.report import html_report
 

@@ -97,6 +97,15 @@ def test_the_other_protocols(ratings: Path, protocol: str, count: int) -> None:
     assert (found["protocol"], found["judged"], found["events"]) == (protocol, count, 160)
 
 
+def test_where_nothing_can_be_judged_the_figures_are_numbers_and_that_is_said(ratings: Path) -> None:
+    held = ("--protocol", "last-positive-out", "--positive-from", "6")
+    result = invoke("--dataset", ratings, *held, "--json")
+    found = json.loads(result.stdout)
+    assert found["judged"] == 0
+    assert [model["hr_at_10"] for model in found["models"]] == [0.0, 0.0]
+    assert "no event could be judged" in result.stderr
+
+
 def test_a_subset_by_number_and_by_rating(ratings: Path) -> None:
     assert judged("--dataset", ratings, "--models", "popularity", "--events", "30")["events"] == 30
     assert judged("--dataset", ratings, "--models", "popularity", "--min-rating", "5")["events"] == 32

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from online_models.base import OnlineRanker
+    from online_models.biased_mf import BiasedMF
+    from online_models.bpr import BPR
     from online_models.covisitation import CoVisitation
     from online_models.eals import EALS
     from online_models.errors import OnlineModelError, SnapshotMismatchError
@@ -26,10 +28,12 @@ if TYPE_CHECKING:
     from online_models.user_knn import UserKNN
 
 __all__ = [
+    "BPR",
     "EALS",
     "IALS",
     "ISGD",
     "BatchRows",
+    "BiasedMF",
     "CoVisitation",
     "DecayedPopularity",
     "FactorTable",
@@ -46,6 +50,8 @@ __all__ = [
 ]
 
 _MODULE_OF = {
+    "BPR": "bpr",
+    "BiasedMF": "biased_mf",
     "IALS": "ials",
     "EALS": "eals",
     "UserKNN": "user_knn",

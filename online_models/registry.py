@@ -11,6 +11,8 @@ from online_models.base import OnlineRanker
 __all__ = ["MODEL_NAMES", "make_model", "model_class"]
 
 _CLASSES = {
+    "biased_mf": "BiasedMF",
+    "bpr": "BPR",
     "covisitation": "CoVisitation",
     "eals": "EALS",
     "fusion": "Fusion",

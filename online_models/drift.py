@@ -72,7 +72,7 @@ class DriftMonitor:
     >>> hits = [1, 0] * 300 + [0] * 100
     >>> [alarm] = [a for n, hit in enumerate(hits) if (a := monitor.update(hit, 1000 * n)) is not None]
     >>> alarm.event, alarm.time_ms, alarm.kind, round(alarm.before, 3), alarm.after, monitor.retrain_due
-    (644, 643000, 'worse', 0.5, 0.0, True)
+    (643, 642000, 'worse', 0.501, 0.0, True)
     """
 
     def __init__(

@@ -50,27 +50,32 @@ class Fusion(OnlineRanker):
     `user_before` side by side, and their negatives one behind the other. A ranker's scores are not in the
     log: given to `score_rows` as `external`, they count with the fixed `external_weight`.
 
-    Parameters: parts, names of models with their defaults ("covisitation,popularity") or models by name,
-    of which fresh clones learn; candidates m; learning_rate; floor epsilon; lowest_weight, highest_weight;
-    shrinkage of delta towards 0; ring_size; external_weight; seed.
+    Parameters: parts, models by name, of which fresh clones learn, or names separated by commas: "short_term"
+    and "long_term" (co-visitation over 10 and over 50 items), "popular_now" (half-life two days), and the
+    registry's, with their defaults; candidates m; learning_rate; floor epsilon; lowest_weight,
+    highest_weight; shrinkage of delta towards 0; ring_size; external_weight; seed.
 
-    >>> model = Fusion()
-    >>> for user, item in [("ann", "tea"), ("ann", "milk"), ("bob", "nails"), ("eve", "nails")] * 3:
-    ...     model.learn_one(user, item)
+    >>> model = Fusion("covisitation,popularity")
+    >>> for n in range(30):
+    ...     for item in ("tea", "milk", "cup") if n % 3 == 0 else ("nails", "glue", "saw"):
+    ...         model.learn_one(f"user {n}", item)
     >>> model.learn_one("joe", "tea")
-    >>> model.rank("joe", ["nails", "milk"]), model.rank("nobody", ["milk", "nails"])
-    (['milk', 'nails'], ['nails', 'milk'])
-    >>> sorted(model.weights()["shared"]), model.regret()["events"]
-    (['covisitation', 'popularity'], 9)
+    >>> model.rank("joe", ["glue", "milk"]), model.rank("nobody", ["milk", "glue"])
+    (['milk', 'glue'], ['glue', 'milk'])
+    >>> {name: round(weight, 3) for name, weight in model.weights()["history 1 to 4"].items()}
+    {'covisitation': 1.674, 'popularity': 0.261}
+    >>> model.regret()["events"], round(model.regret()["regret"], 3)
+    (85, 0.02)
     """
 
     owner_reads_items = True
+    _ring_count: NDArray[np.int32]
 
     def __init__(
         self,
-        parts: Mapping[str, OnlineRanker] | str = "covisitation,popularity",
+        parts: Mapping[str, OnlineRanker] | str = "short_term,long_term,popular_now",
         candidates: int = 64,
-        learning_rate: float = 0.05,
+        learning_rate: float = 0.1,
         floor: float = 1.0,
         lowest_weight: float = 0.0,
         highest_weight: float = 8.0,
@@ -102,7 +107,7 @@ class Fusion(OnlineRanker):
         super().__init__(seed=seed)
         self._share_users()
 
-    @property  # type: ignore[override]  # setting it must reach the parts
+    @property
     def items(self) -> ItemTable:
         """The item table. The parts share one that lags behind it within a batch: a part then sees the table
         as it was at each event, which rows are given and freed included."""
@@ -118,7 +123,7 @@ class Fusion(OnlineRanker):
     def learn_user(self, events: Sequence[tuple[str, str, float, Context | None]]) -> LearningBatch:
         """As the base's, with the parts' factors and negatives; one event at a time (`owner_reads_items`)."""
         if len(events) != 1:
-            raise ValueError(f"{len(events)} events, but the fusion's owner learns one before it is applied")
+            raise ValueError(f"{len(events)} events, but a fusion's owner learns one before it is applied")
         records = [part.model.learn_user(events) for part in self._parts if part.is_owner]
         batch = super().learn_user(events)
         if records:
@@ -143,8 +148,7 @@ class Fusion(OnlineRanker):
                 part.model.apply(record, part_rows)
             self._state.counters[0] += 1
             if one.weight[0] > 0.0:
-                self._ring_count = grown(self._ring_count, len(self._part_items), self._part_items.limit)
-                fusion_kernels.fusion_push(found.item[0], self._ring_count, self._state)
+                fusion_kernels.fusion_push(found.item[0], self._ring_counts(), self._state)
 
     def score_rows(
         self, user: str, rows: NDArray[np.int32], external: NDArray[np.float32] | None = None
@@ -177,15 +181,10 @@ class Fusion(OnlineRanker):
     def regret(self) -> dict[str, float | dict[str, float]]:
         """Events judged, and mean log losses (nats) on them: the fusion's, each part's alone (under its own
         weight, learned by the same steps), and how far the fusion's lies above the best part's."""
-        judged = max(int(self._state.counters[1]), 1)
-        losses = (self._state.losses / judged).tolist()
-        alone = dict(zip([part.name for part in self._parts], losses[1:], strict=True))
-        return {
-            "events": int(self._state.counters[1]),
-            "fusion": losses[0],
-            "alone": alone,
-            "regret": losses[0] - min(alone.values()),
-        }
+        judged = int(self._state.counters[1])
+        fusion, *losses = (self._state.losses / max(judged, 1)).tolist()
+        alone = dict(zip([part.name for part in self._parts], losses, strict=True))
+        return {"events": judged, "fusion": fusion, "alone": alone, "regret": fusion - min(losses)}
 
     def nbytes(self) -> int:
         """Bytes of the parts' item state, of their item table, and of the weights and the ring."""
@@ -193,7 +192,6 @@ class Fusion(OnlineRanker):
         return own + self._part_items.nbytes() + sum(part.model.nbytes() for part in self._parts)
 
     def item_arrays(self) -> Arrays:
-        self._ring_count = grown(self._ring_count, len(self.items), self.items.limit)
         arrays: Arrays = {_STATE + name: array.copy() for name, array in self._state._asdict().items()}
         for part in self._parts:
             arrays.update(_prefixed(part, part.model.item_arrays()))
@@ -203,9 +201,8 @@ class Fusion(OnlineRanker):
         self._clear()
         for name, array in self._state._asdict().items():
             array[...] = arrays[_STATE + name]
-        self._ring_count = grown(self._ring_count, len(self.items), self.items.limit)
         ring = self._state.ring
-        np.add.at(self._ring_count, ring[ring >= 0], 1)
+        np.add.at(self._ring_counts(), ring[ring >= 0], 1)
         for part in self._parts:
             part.model.load_item_arrays(_stripped(part, arrays))
 
@@ -230,10 +227,9 @@ class Fusion(OnlineRanker):
         """Ask the parts for the event's item and drawn ones, and let the weights take their step."""
         drawn = np.empty(self.candidates + 1, dtype=np.int32)
         log_share = np.empty(self.candidates + 1, dtype=np.float64)
-        self._ring_count = grown(self._ring_count, len(self._part_items), self._part_items.limit)
         n = fusion_kernels.fusion_draw(
             self.seed, found.item[0], found.recent[0], self._part_items.given, len(self._part_items),
-            self._ring_count, self._state, drawn, log_share,
+            self._ring_counts(), self._state, drawn, log_share,
         )  # fmt: skip
         scores = np.empty((len(self._parts), n), dtype=np.float32)
         for line, (part, record, rows) in zip(scores, asked, strict=True):
@@ -244,6 +240,11 @@ class Fusion(OnlineRanker):
             min(float(one.weight[0]), 1.0), self.learning_rate, self.lowest_weight, self.highest_weight,
             self.floor, self.shrinkage, self._state,
         )  # fmt: skip
+
+    def _ring_counts(self) -> NDArray[np.int32]:
+        """How often each row is on the ring, int32[>= rows]."""
+        self._ring_count = grown(self._ring_count, len(self._part_items), self._part_items.limit)
+        return self._ring_count
 
     def _share_users(self) -> None:
         for part in self._parts:

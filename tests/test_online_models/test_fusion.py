@@ -107,7 +107,10 @@ class Reference:
 
 
 def test_weights_and_scores_are_the_equations() -> None:
-    model, reference = Fusion(learning_rate=0.2, shrinkage=0.05), Reference(0.2, 0.05)
+    model, reference = (
+        Fusion("covisitation,popularity", learning_rate=0.2, shrinkage=0.05),
+        Reference(0.2, 0.05),
+    )
     for user, item in random_stream(400, users=12, items=20):
         model.learn_one(user, item)
         reference.learn(user, item)
@@ -167,7 +170,7 @@ def test_what_is_not_wanted_moves_no_weight_and_reaches_the_parts() -> None:
     model = Fusion()
     for user, item in random_stream(100, users=8, items=15):
         model.learn_one(user, item)
-    before, popularity = model.item_arrays(), model._parts[1].model
+    before, popularity = model.item_arrays(), model._parts[2].model
     count = popularity.predict_one("u1", "i3")
     model.learn_one("u1", "i3", -2.0)
     after = model.item_arrays()
@@ -197,7 +200,7 @@ def test_regret_against_the_best_part_is_within_a_hundredth(stream: Any) -> None
     """The bound of the docstring, on streams where one part alone is right: over 10,000 events the fusion's
     hit rate, gain and log loss are at most 1% worse than the best part's."""
     events = stream(10_000, seed=3)
-    fusion = Fusion()
+    fusion = Fusion("covisitation,popularity")
     models: dict[str, OnlineRanker] = {
         "fusion": fusion, "covisitation": CoVisitation(), "popularity": DecayedPopularity(),
     }  # fmt: skip
@@ -218,7 +221,7 @@ def test_weights_follow_the_users_experience() -> None:
         start = int(rng.integers(0, 100))
         chain = [20 + (start + step) % 100 for step in range(12)]
         events += [(f"u{user}", f"i{item}") for item in popular + chain]
-    model = Fusion()
+    model = Fusion("covisitation,popularity")
     for user, item in events:
         model.learn_one(user, item)
     weights = model.weights()

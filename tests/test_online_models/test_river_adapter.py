@@ -50,8 +50,10 @@ def test_a_river_recommender_predicts_what_it_predicts_alone(make: Any) -> None:
 def test_ties_are_ranked_by_id_whatever_the_order() -> None:
     model = RiverRecommender(reco.Baseline())
     assert model.rank("u", {"b", "a", "c"}) == model.rank("u", ["c", "b", "a", "a"]) == ["a", "b", "c"]
-    model.learn_one("u", "c", 5.0)
-    assert model.rank("u", ["a", "c", "b"]) == ["c", "a", "b"]
+    for _ in range(5):
+        model.learn_one("u", "a", 1.0)
+        model.learn_one("v", "c", 5.0)
+    assert model.rank("w", ["a", "d", "c", "b"]) == ["c", "b", "d", "a"]
 
 
 def test_a_factorisation_machine_over_context_tells_places_apart() -> None:

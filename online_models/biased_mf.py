@@ -16,6 +16,15 @@ from online_models.learning_batch import BatchRows, LearningBatch
 
 __all__ = ["BiasedMF"]
 
+_RANGES = (
+    ("dimension", 1, 1024),
+    ("learning_rate", 1e-9, 1.0),
+    ("bias_learning_rate", 1e-9, 1.0),
+    ("regularization", 0.0, 0.5),
+    ("bias_regularization", 0.0, 0.5),
+    ("start_scale", 0.0, 1.0),
+)
+"""Parameters and the least and most that they may be."""
 _MAX_ERROR = 10.0
 _MOMENTS = 2
 
@@ -86,9 +95,6 @@ class BiasedMF(OnlineRanker):
         seed: int = 0,
     ) -> None:
         super().__init__(seed=seed)
-        _require_rates(dimension, learning_rate, bias_learning_rate, regularization, bias_regularization)
-        if not 0.0 <= start_scale <= 1.0:
-            raise ValueError(f"start_scale is {start_scale}, but 0 to 1 is needed")
         self.dimension = dimension
         self.learning_rate = learning_rate
         self.bias_learning_rate = bias_learning_rate
@@ -179,6 +185,10 @@ class BiasedMF(OnlineRanker):
         return row
 
     def _make_rule(self) -> kernels.Rule:
+        """Raises ValueError for a parameter that is out of range, naming it."""
+        for name, least, most in _RANGES:
+            if not least <= getattr(self, name) <= most:
+                raise ValueError(f"{name} is {getattr(self, name)}, but {least:g} to {most:g} is needed")
         low = -math.inf if self.low is None else float(self.low)
         high = math.inf if self.high is None else float(self.high)
         if not low < high:
@@ -193,22 +203,3 @@ class BiasedMF(OnlineRanker):
             high=high,
             max_error=high - low if math.isfinite(high - low) else _MAX_ERROR,
         )
-
-
-def _require_rates(
-    dimension: int,
-    learning_rate: float,
-    bias_learning_rate: float,
-    regularization: float,
-    bias_regularization: float,
-) -> None:
-    if dimension < 1:
-        raise ValueError(f"dimension is {dimension}, but at least 1 is needed")
-    for name, rate in (("learning_rate", learning_rate), ("bias_learning_rate", bias_learning_rate)):
-        if not 0.0 < rate <= 1.0:
-            raise ValueError(f"{name} is {rate}, but above 0 and at most 1 is needed")
-    for name, strength in (
-        ("regularization", regularization), ("bias_regularization", bias_regularization)
-    ):  # fmt: skip
-        if not 0.0 <= strength <= 0.5:
-            raise ValueError(f"{name} is {strength}, but 0 to 0.5 is needed")

@@ -17,6 +17,18 @@ from online_models.learning_batch import BatchRows, LearningBatch
 __all__ = ["BPR"]
 
 _SAMPLING = {"uniform": kernels.UNIFORM, "popularity": kernels.POPULARITY, "dynamic": kernels.DYNAMIC}
+_RANGES = (
+    ("dimension", 1, 1024),
+    ("learning_rate", 0.0, 0.5),
+    ("bias_learning_rate", 0.0, 0.5),
+    ("regularization", 0.0, 1.0),
+    ("bias_regularization", 0.0, 1.0),
+    ("negatives", 1, 64),
+    ("popularity_exponent", 0.0, 1.0),
+    ("candidates", 1, 256),
+    ("start_scale", 0.0, 1.0),
+)
+"""Parameters and the least and most that they may be."""
 
 
 class BPR(OnlineRanker):
@@ -78,18 +90,6 @@ class BPR(OnlineRanker):
         seed: int = 0,
     ) -> None:
         super().__init__(seed=seed)
-        _require("dimension", dimension, 1, 1024)
-        for name, rate in (("learning_rate", learning_rate), ("bias_learning_rate", bias_learning_rate)):
-            _require(name, rate, 0.0, 0.5)
-        for name, strength in (
-            ("regularization", regularization), ("bias_regularization", bias_regularization),
-            ("popularity_exponent", popularity_exponent), ("start_scale", start_scale),
-        ):  # fmt: skip
-            _require(name, strength, 0.0, 1.0)
-        _require("negatives", negatives, 1, 64)
-        _require("candidates", candidates, 1, 256)
-        if sampling not in _SAMPLING:
-            raise ValueError(f"sampling is {sampling!r}, but one of {', '.join(_SAMPLING)} is needed")
         self.dimension = dimension
         self.learning_rate = learning_rate
         self.bias_learning_rate = bias_learning_rate
@@ -100,15 +100,7 @@ class BPR(OnlineRanker):
         self.popularity_exponent = popularity_exponent
         self.candidates = candidates
         self.start_scale = start_scale
-        self._rule = kernels.Rule(
-            sampling=_SAMPLING[sampling],
-            exponent=float(popularity_exponent),
-            candidates=candidates,
-            rate=float(learning_rate),
-            bias_rate=float(bias_learning_rate),
-            penalty=float(regularization),
-            bias_penalty=float(bias_regularization),
-        )
+        self._rule = self._make_rule()
         self._table = BiasedTable(dimension, seed, start_scale)
         self._counts = np.zeros(0, dtype=np.int64)
         self._tree = np.zeros(1, dtype=np.int64)
@@ -199,10 +191,22 @@ class BPR(OnlineRanker):
             return start
         return factor
 
-
-def _require(name: str, value: float, low: float, high: float) -> None:
-    if not low <= value <= high:
-        raise ValueError(f"{name} is {value}, but {low:g} to {high:g} is needed")
+    def _make_rule(self) -> kernels.Rule:
+        """Raises ValueError for a parameter that is out of range, naming it."""
+        for name, low, high in _RANGES:
+            if not low <= getattr(self, name) <= high:
+                raise ValueError(f"{name} is {getattr(self, name)}, but {low:g} to {high:g} is needed")
+        if self.sampling not in _SAMPLING:
+            raise ValueError(f"sampling is {self.sampling!r}, but one of {', '.join(_SAMPLING)} is needed")
+        return kernels.Rule(
+            sampling=_SAMPLING[self.sampling],
+            exponent=float(self.popularity_exponent),
+            candidates=self.candidates,
+            rate=float(self.learning_rate),
+            bias_rate=float(self.bias_learning_rate),
+            penalty=float(self.regularization),
+            bias_penalty=float(self.bias_regularization),
+        )
 
 
 def _event_hash(seed: int, event: tuple[str, str, float, Context | None]) -> np.uint64:

@@ -16,7 +16,7 @@ from online_models.user_histories_kernels import Histories
 __all__ = ["UserHistories"]
 
 _NODE_ARRAYS = ("row", "value", "older", "newer")
-_ITEM_ARRAYS = ("head", "holders")
+_ITEM_ARRAYS = ("head",)
 _USER_ARRAYS = ("token", "uses", "held", "total", "idler", "fresher")
 _NO_ROW = ("row", "older", "newer", "head")
 
@@ -86,9 +86,7 @@ class UserHistories:
         store = self.store
         users, have = min(len(self) + more_users, self.max_users), len(store.token)
         if len(store.head) < items:
-            store = store._replace(
-                head=grown(store.head, items, limit, fill=-1), holders=grown(store.holders, items, limit)
-            )
+            store = store._replace(head=grown(store.head, items, limit, fill=-1))
         if have < users:
             slots = min(max(users, have + have // 4, 64), self.max_users)
             for name in _USER_ARRAYS:
@@ -104,7 +102,7 @@ class UserHistories:
     def nbytes(self) -> int:
         """Bytes of the users and items in use."""
         per_user = 8 + 8 + 4 + 8 + 4 + 4 + self.length * 16
-        return per_user * len(self) + self.store.head.nbytes + self.store.holders.nbytes
+        return per_user * len(self) + self.store.head.nbytes
 
     def to_arrays(self, name: str, items: int) -> Arrays:
         """The slots in use, of each the places ever written, and items 0 to items - 1; under `name`."""
@@ -134,7 +132,7 @@ class UserHistories:
         int32, float64 = np.zeros(0, dtype=np.int32), np.zeros(0, dtype=np.float64)
         self.store = Histories(
             row=int32, value=np.zeros(0, dtype=np.float32), older=int32, newer=int32, head=int32,
-            holders=int32, token=np.zeros(0, dtype=np.uint64), uses=np.zeros(0, dtype=np.int64), held=int32,
+            token=np.zeros(0, dtype=np.uint64), uses=np.zeros(0, dtype=np.int64), held=int32,
             total=float64, idler=int32, fresher=int32, index=np.full(2, -1, dtype=np.int32),
             marks=np.array([0, -1, -1], dtype=np.int64),
         )  # fmt: skip

@@ -44,7 +44,6 @@ class Histories(NamedTuple):
     older: Ints  # int32[slots * length]: the use of the same item before this one, -1 = it is the oldest
     newer: Ints  # int32[slots * length]: the one after it
     head: Ints  # int32[items]: an item's newest use, -1 = nobody has it
-    holders: Ints  # int32[items]: uses of it that are kept
     token: NDArray[np.uint64]  # uint64[slots]: whose slot it is
     uses: Longs  # int64[slots]: uses ever written; the next goes to place uses % length
     held: Ints  # int32[slots]: uses kept, each of another item
@@ -139,7 +138,6 @@ def _drop(store: Histories, node: int, length: int) -> None:
     store.row[node] = store.older[node] = store.newer[node] = -1
     store.value[node] = 0.0
     store.held[node // length] -= 1
-    store.holders[row] -= 1
 
 
 @kernel
@@ -166,7 +164,6 @@ def _put(store: Histories, slot: int, row: int, value: float, length: int) -> No
     store.head[row] = node
     store.uses[slot] += 1
     store.held[slot] += 1
-    store.holders[row] += 1
 
 
 @kernel

@@ -29,17 +29,16 @@ class UserKNN(OnlineRanker):
     $$\mathrm{sim}(u, v) = \frac{\sum_{r<L} d^r\, [h_r \in H_v]}
     {\sqrt{\sum_{r<L} d^{2r}}\, \sqrt{|H_v|}}$$
 
-    $$\mathrm{score}(i) = n_i^{-\beta} \sum_{v \in N,\, i \in H_v} \mathrm{sim}(u, v)\, 2^{-(T - t_{vi})/R}$$
+    $$\mathrm{score}(i) = \sum_{v \in N,\, i \in H_v} \mathrm{sim}(u, v)\, 2^{-(T - t_{vi})/R}$$
 
-    H_v is the set of items in v's history, t_vi when he used i, T the newest event time, n_i the number of
-    histories that have i. The similarity is exact for those sampled. A weight above 0 puts the item in front
-    of the user's history, one below 0 ("not interested") takes it out; sizes of weights do not count. The
-    user who asks never is his own neighbour. An event costs history_length steps; asking costs
-    (L sample + k) history_length at most, and one step for each item asked of.
+    H_v is the set of items in v's history, t_vi when he used i, T the newest event time. The similarity is
+    exact for those sampled. A weight above 0 puts the item in front of the user's history, one below 0 ("not
+    interested") takes it out; sizes of weights do not count. The user who asks is never his own neighbour.
+    An event costs history_length steps; asking costs (L sample + k) history_length at most, and one step for
+    each item asked of.
 
     Parameters: neighbours k, sample, query_length L, query_decay d, history_length, max_users,
-    recency_half_life_s R (seconds of event time; 0 = all uses count the same), target_exponent beta, seed
-    (unused).
+    recency_half_life_s R (seconds of event time; 0 = all uses count the same), seed (unused).
 
     References: Resnick et al., GroupLens: An Open Architecture for Collaborative Filtering of Netnews, CSCW
     1994. Jannach and Ludewig, When Recurrent Neural Networks meet the Neighborhood for Session-Based
@@ -56,14 +55,13 @@ class UserKNN(OnlineRanker):
 
     def __init__(
         self,
-        neighbours: int = 100,
+        neighbours: int = 50,
         sample: int = 500,
         query_length: int = 10,
         query_decay: float = 0.8,
         history_length: int = 50,
         max_users: int = 100_000,
         recency_half_life_s: float = 0.0,
-        target_exponent: float = 0.0,
         seed: int = 0,
     ) -> None:
         super().__init__(seed=seed)
@@ -76,8 +74,6 @@ class UserKNN(OnlineRanker):
                 f"query_length is {query_length} and query_decay {query_decay}; 1 to {RECENT_KEPT} and "
                 "0 to 1 are needed"
             )
-        if not 0.0 <= target_exponent <= 1.0:
-            raise ValueError(f"target_exponent is {target_exponent}, but 0 to 1 is needed")
         require_half_life(recency_half_life_s)
         self.neighbours = neighbours
         self.sample = sample
@@ -86,7 +82,6 @@ class UserKNN(OnlineRanker):
         self.history_length = history_length
         self.max_users = max_users
         self.recency_half_life_s = recency_half_life_s
-        self.target_exponent = target_exponent
         self._histories = UserHistories(max_users, history_length)
         self._clock = np.full(2, -1, dtype=np.int64)  # landmark, newest event; ms, -1 = no event yet
         self._scratch = _scratch(neighbours)
@@ -155,7 +150,7 @@ class UserKNN(OnlineRanker):
             user_knn_kernels.user_knn_score(
                 contiguous_rows(recent_rows), self._histories.slot(token), contiguous_rows(candidate_rows),
                 self.query_length, self.query_decay, self.sample, self.history_length, fades, present,
-                self.target_exponent, store, self._scratch, out,
+                store, self._scratch, out,
             )
         )  # fmt: skip
 

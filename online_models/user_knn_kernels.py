@@ -141,7 +141,7 @@ def _nearest(
 @kernel
 def user_knn_score(
     recent: Ints, own: int, candidates: Ints, query_length: int, query_decay: float, sample: int, length: int,
-    faded: bool, scale: float, holders_exponent: float, store: Histories, scratch: Scratch, out: Floats,
+    faded: bool, scale: float, store: Histories, scratch: Scratch, out: Floats,
 ) -> int:  # fmt: skip
     """Scores float32[C] of candidate rows int32[C] for one user; returns the number of neighbours, whose
     positions, best first, are left in scratch.best.
@@ -166,7 +166,7 @@ def user_knn_score(
     for column in range(candidates.shape[0]):
         row = candidates[column]
         if row >= 0 and row < total.shape[0] and total[row] != 0.0:
-            out[column] = total[row] * np.float32(scale * store.holders[row] ** -holders_exponent)
+            out[column] = total[row] * np.float32(scale)
     for neighbour in range(size):
         first = scratch.sampled[scratch.best[neighbour]] * length
         for node in range(first, first + min(store.uses[first // length], length)):

@@ -150,7 +150,7 @@ def test_a_rating_counts_where_there_is_one_and_the_weight_where_there_is_none()
         batch.value[:] = np.nan
         weighed.apply(batch, weighed.items.resolve(batch))
     assert rated.digest() == weighed.digest()
-    assert rated.predict_one("ann", "a") != 0.0
+    assert rated.predict_one("ann", "b") != 0.0
 
 
 def test_not_interested_lowers_a_score() -> None:

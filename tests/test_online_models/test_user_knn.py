@@ -85,8 +85,7 @@ class Plain:
             for item, time_ms, _ in held[who]:
                 age = (self.clock - time_ms) / (model.recency_half_life_s * 1000 or np.inf)
                 total[item] += float(similarity[who]) * 2.0**-age
-        holders = {item: sum(use[0] == item for uses in held.values() for use in uses) for item in total}
-        return {item: total[item] * holders[item] ** -model.target_exponent for item in total}
+        return total
 
 
 EVENTS = st.lists(
@@ -100,16 +99,16 @@ EVENTS = st.lists(
 
 @given(
     events=EVENTS, neighbours=st.integers(1, 4), sample=st.integers(1, 4), history_length=st.integers(1, 6),
-    max_users=st.integers(2, 6), half_life=st.sampled_from([0.0, 10.0]), exponent=st.sampled_from([0.0, 0.5]),
+    max_users=st.integers(2, 6), half_life=st.sampled_from([0.0, 10.0]),
 )  # fmt: skip
 @settings(max_examples=60, deadline=None)
 def test_scores_follow_the_equation(
     events: list[tuple[str, str, float, int]], neighbours: int, sample: int, history_length: int,
-    max_users: int, half_life: float, exponent: float,
+    max_users: int, half_life: float,
 ) -> None:  # fmt: skip
     model = UserKNN(
         neighbours=neighbours, sample=sample, history_length=history_length, max_users=max_users,
-        query_length=3, query_decay=0.5, recency_half_life_s=half_life, target_exponent=exponent,
+        query_length=3, query_decay=0.5, recency_half_life_s=half_life,
     )  # fmt: skip
     plain = Plain(model)
     for serial, (user, item, weight, seconds) in enumerate(events):
@@ -168,7 +167,7 @@ def test_a_user_without_token_leaves_no_trace() -> None:
     [
         {"recency_half_life_s": 3600.0},
         {"max_users": 3, "history_length": 4},
-        {"neighbours": 2, "sample": 2, "target_exponent": 0.5, "query_length": 50, "query_decay": 0.0},
+        {"neighbours": 2, "sample": 2, "query_length": 50, "query_decay": 0.0},
     ],
     ids=str,
 )
@@ -186,7 +185,6 @@ def test_variants_keep_the_contract(check: Any, parameters: dict[str, Any]) -> N
         {"query_decay": 1.5},
         {"history_length": 0},
         {"max_users": 0},
-        {"target_exponent": -0.5},
         {"recency_half_life_s": 0.001},
     ],
     ids=str,

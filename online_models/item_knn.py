@@ -49,7 +49,7 @@ class ItemKNN(OnlineRanker):
     References: Sarwar et al., Item-based Collaborative Filtering Recommendation Algorithms, WWW 2001. Huang
     et al., TencentRec: Real-time Stream Recommendation in Practice, SIGMOD 2015.
 
-    >>> model = ItemKNN(query_decay=1.0)
+    >>> model = ItemKNN(query_decay=1.0, shrinkage=0.0)
     >>> for user, items in [("ann", "ABC"), ("bob", "BCD"), ("eve", "CDE")]:
     ...     model.learn_many([user] * 3, list(items))
     >>> round(model.predict_one("ann", "D"), 6), round(model.predict_one("ann", "E"), 6)
@@ -61,11 +61,11 @@ class ItemKNN(OnlineRanker):
     def __init__(
         self,
         measure: str = "cosine",
-        shrinkage: float = 0.0,
+        shrinkage: float = 10.0,
         neighbours: int = 768,
-        history_length: int = 50,
-        query_length: int = 10,
-        query_decay: float = 0.8,
+        history_length: int = 20,
+        query_length: int = 15,
+        query_decay: float = 0.85,
         half_life_s: float = 0.0,
         max_users: int = 100_000,
         seed: int = 0,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,6 +41,7 @@ class UserHistories:
             )
         self.max_users = max_users
         self.length = length
+        self.store: Histories
         self.clear()
 
     def __len__(self) -> int:
@@ -48,7 +50,8 @@ class UserHistories:
 
     def slot(self, token: int) -> int:
         """Slot of a user, -1 when he has none. Never inserts."""
-        return int(kernels.find_slot(np.uint64(token), self.store.token, self.store.index))
+        sought: Any = np.uint64(token)  # as int64, half of the tokens would be out of range
+        return int(kernels.find_slot(sought, self.store.token, self.store.index))
 
     def learn(
         self,
@@ -64,11 +67,9 @@ class UserHistories:
         """Move the histories on by events span[0] to span[1] - 1 and the table changes from `changed` on;
         returns the first change that is left. `sign`, `value`, `centred` and `out`: see `histories_learn`.
         """
-        return int(
-            kernels.histories_learn(
-                *span, rows.changes, changed, batch.user, rows.item, sign, value, centred, self.store,
-                self.max_users, self.length, *out,
-            )
+        return kernels.histories_learn(
+            span[0], span[1], rows.changes, changed, batch.user, rows.item, sign, value, centred, self.store,
+            self.max_users, self.length, out[0], out[1], out[2],
         )  # fmt: skip
 
     def newest_items(self, token: int, count: int) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
@@ -102,7 +103,7 @@ class UserHistories:
     def nbytes(self) -> int:
         """Bytes of the users and items in use."""
         per_user = 8 + 8 + 4 + 8 + 4 + 4 + self.length * 16
-        return per_user * len(self) + self.store.head.nbytes
+        return per_user * len(self) + int(self.store.head.nbytes)
 
     def to_arrays(self, name: str, items: int) -> Arrays:
         """The slots in use, of each the places ever written, and items 0 to items - 1; under `name`."""
@@ -143,7 +144,7 @@ class UserHistories:
         return filled.ravel()
 
 
-def _longer(array: NDArray[np.generic], size: int, fill: int = 0) -> NDArray[np.generic]:
+def _longer(array: NDArray[Any], size: int, fill: int = 0) -> NDArray[Any]:
     longer = np.full(size, fill, dtype=array.dtype)
     longer[: len(array)] = array
     return longer

@@ -16,7 +16,7 @@ BROWSED = [("user 1", "ABC"), ("user 2", "BCD"), ("user 3", "CDE")]
 
 
 def browsers(**parameters: Any) -> ItemKNN:
-    model = ItemKNN(query_decay=1.0, **parameters)
+    model = ItemKNN(query_decay=1.0, shrinkage=0.0, **parameters)
     for user, items in BROWSED:
         model.learn_many([user] * 3, list(items))
     return model
@@ -129,7 +129,7 @@ def test_few_and_many_candidates_score_the_same() -> None:
 
 def test_adjusted_cosine_tells_likes_from_dislikes() -> None:
     """Two users agree on a and b, and disagree with both on c; each has rated z to have a mean before."""
-    model = ItemKNN(measure="adjusted_cosine", query_decay=1.0)
+    model = ItemKNN(measure="adjusted_cosine", query_decay=1.0, shrinkage=0.0)
     for user in ("ann", "bob"):
         for item, rating in [("z", 3.0), ("a", 5.0), ("b", 5.0), ("c", 1.0)]:
             model.learn_one(user, item, rating)

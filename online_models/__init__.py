@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from online_models.bpr import BPR
     from online_models.covisitation import CoVisitation
     from online_models.eals import EALS
+    from online_models.ease import RecencyEASE
     from online_models.errors import OnlineModelError, SnapshotMismatchError
     from online_models.factor_table import FactorTable
     from online_models.fusion import Fusion
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from online_models.item_table import ItemTable
     from online_models.learning_batch import BatchRows, LearningBatch
     from online_models.popularity import DecayedPopularity
+    from online_models.session_knn import SessionKNN
     from online_models.settings import ModelSettings
     from online_models.user_knn import UserKNN
 
@@ -45,11 +47,15 @@ __all__ = [
     "ModelSettings",
     "OnlineModelError",
     "OnlineRanker",
+    "RecencyEASE",
+    "SessionKNN",
     "SnapshotMismatchError",
     "UserKNN",
 ]
 
 _MODULE_OF = {
+    "SessionKNN": "session_knn",
+    "RecencyEASE": "ease",
     "BPR": "bpr",
     "BiasedMF": "biased_mf",
     "IALS": "ials",

@@ -15,11 +15,13 @@ _CLASSES = {
     "bpr": "BPR",
     "covisitation": "CoVisitation",
     "eals": "EALS",
+    "ease": "RecencyEASE",
     "fusion": "Fusion",
     "ials": "IALS",
     "isgd": "ISGD",
     "item_knn": "ItemKNN",
     "popularity": "DecayedPopularity",
+    "session_knn": "SessionKNN",
     "user_knn": "UserKNN",
 }
 """Module of this package to class."""

@@ -51,7 +51,7 @@ class Fusion(OnlineRanker):
     log: given to `score_rows` as `external`, they count with the fixed `external_weight`.
 
     Parameters: parts, models by name, of which fresh clones learn, or names separated by commas: "short_term"
-    and "long_term" (co-visitation over 10 and over 50 items), "popular_now" (half-life two days), and the
+    and "long_term" (co-visitation over 2 and over 30 items), "popular_now" (half-life two days), and the
     registry's, with their defaults; candidates m; learning_rate; floor epsilon; lowest_weight,
     highest_weight; shrinkage of delta towards 0; ring_size; external_weight; seed.
 
@@ -121,7 +121,7 @@ class Fusion(OnlineRanker):
             part.model.items = self._part_items
 
     def learn_user(self, events: Sequence[tuple[str, str, float, Context | None]]) -> LearningBatch:
-        """As the base's, with the parts' factors and negatives; one event at a time (`owner_reads_items`)."""
+        """As the base's, with the parts' factors and negatives; one event at a time."""
         if len(events) != 1:
             raise ValueError(f"{len(events)} events, but a fusion's owner learns one before it is applied")
         records = [part.model.learn_user(events) for part in self._parts if part.is_owner]

@@ -39,8 +39,11 @@ _ASKERS: dict[tuple[str, ...], Asker] = {
 
 
 OWN_NAMES = {
-    "short_term": ("covisitation", {}),
-    "long_term": ("covisitation", {"window": 50, "query_length": 50, "query_decay": 0.95}),
+    "short_term": ("covisitation", {"window": 2, "query_length": 2, "query_decay": 0.5}),
+    "long_term": (
+        "covisitation",
+        {"window": 30, "gap_decay": 0.9, "backward_weight": 0.6, "query_length": 30, "query_decay": 0.9},
+    ),
     "popular_now": ("popularity", {"half_life_s": 2 * 86_400.0}),
 }
 """Parts by names of their own: a model of the registry, and its parameters."""

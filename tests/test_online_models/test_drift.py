@@ -131,13 +131,24 @@ def shifting_stream(n: int, shift: bool) -> list[Interaction]:
     return [Interaction(f"u{k}", f"i{drawn[k]}", 1.0, {"timestamp": 1000 * k}) for k in range(n)]
 
 
+class Recorder(drift.ADWIN):  # type: ignore[misc]
+    """ADWIN that keeps what it is told."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.told: list[float] = []
+
+    def update(self, x: float) -> None:
+        self.told.append(x)
+        super().update(x)
+
+
 def hit_rates(answer: str, shift: bool, window: int = 250) -> tuple[np.ndarray, DriftMonitor]:
-    monitor = DriftMonitor("adwin", answer=answer, factor=64.0, duration_events=300)
-    model, found = MonitoredModel(DecayedPopularity(half_life_s=8000.0), monitor), []
+    monitor = DriftMonitor(Recorder(), answer=answer, factor=64.0, duration_events=300)
+    model = MonitoredModel(DecayedPopularity(half_life_s=8000.0), monitor)
     for event in shifting_stream(8000, shift):
-        found.append(model._hit(event.user, event.item))
         model.learn_one(*event[:4])
-    return np.convolve(found, np.ones(window) / window, "valid"), monitor
+    return np.convolve(monitor.detector.told, np.ones(window) / window, "valid"), monitor
 
 
 def test_forgetting_faster_recovers_from_a_shift_in_half_the_events() -> None:

@@ -289,6 +289,15 @@ def test_a_rankers_scores_are_one_more_source() -> None:
         model.score_rows("u1", rows, opinion)
 
 
+def test_parts_by_names_of_their_own() -> None:
+    model = Fusion("short_term,long_term,popular_now,isgd", seed=3)
+    parts = {part.name: part.model for part in model._parts}
+    assert [type(part) for part in parts.values()] == [CoVisitation, CoVisitation, DecayedPopularity, ISGD]
+    assert (parts["short_term"].window, parts["long_term"].window) == (2, 30)
+    assert {part.seed for part in parts.values()} == {3}
+    assert [part.name for part in Fusion()._parts] == ["short_term", "long_term", "popular_now"]
+
+
 def test_learned_models_given_as_parts_start_afresh() -> None:
     taught = DecayedPopularity()
     taught.learn_one("u", "i", 5.0)

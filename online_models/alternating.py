@@ -140,7 +140,7 @@ class AlternatingRanker(OnlineRanker):
         self._reserve(n, 0)
         users, entries = int(held.marks[als_kernels.USERS]), int(held.marks[als_kernels.ENTRIES])
         held, factors = self._held, self._factors
-        named = {
+        named: Arrays = {
             "tokens": held.tokens[:users],
             "user_lists": held.users[:users],
             "item_lists": held.items[:n],

@@ -47,7 +47,7 @@ class EALS(AlternatingRanker):
     >>> model.rank("cy", ["nails", "milk", "tea"])
     ['tea', 'milk', 'nails']
     >>> round(model.predict_one("cy", "tea"), 3), model.predict_one("cy", "unknown")
-    (0.0, 0.0)
+    (0.975, 0.0)
     """
 
     _name = "eals"

@@ -45,7 +45,7 @@ class IALS(AlternatingRanker):
     >>> model.rank("cy", ["nails", "milk", "tea"])
     ['tea', 'milk', 'nails']
     >>> round(model.predict_one("cy", "tea"), 3), model.predict_one("cy", "unknown")
-    (0.0, 0.0)
+    (0.812, 0.0)
     """
 
     _name = "ials"

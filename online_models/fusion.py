@@ -73,7 +73,7 @@ class Fusion(OnlineRanker):
 
     def __init__(
         self,
-        parts: Mapping[str, OnlineRanker] | str = "short_term,long_term,popular_now",
+        parts: Mapping[str, OnlineRanker] | str = "short_term,long_term,session_knn,popular_now",
         candidates: int = 64,
         learning_rate: float = 0.1,
         floor: float = 1.0,

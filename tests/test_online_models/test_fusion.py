@@ -167,10 +167,10 @@ def test_draws_stand_for_the_whole_catalogue() -> None:
 
 
 def test_what_is_not_wanted_moves_no_weight_and_reaches_the_parts() -> None:
-    model = Fusion()
+    model = Fusion("covisitation,popularity")
     for user, item in random_stream(100, users=8, items=15):
         model.learn_one(user, item)
-    before, popularity = model.item_arrays(), model._parts[2].model
+    before, popularity = model.item_arrays(), model._parts[1].model
     count = popularity.predict_one("u1", "i3")
     model.learn_one("u1", "i3", -2.0)
     after = model.item_arrays()
@@ -295,7 +295,8 @@ def test_parts_by_names_of_their_own() -> None:
     assert [type(part) for part in parts.values()] == [CoVisitation, CoVisitation, DecayedPopularity, ISGD]
     assert (parts["short_term"].window, parts["long_term"].window) == (2, 30)
     assert {part.seed for part in parts.values()} == {3}
-    assert [part.name for part in Fusion()._parts] == ["short_term", "long_term", "popular_now"]
+    own = ["short_term", "long_term", "session_knn", "popular_now"]
+    assert [part.name for part in Fusion()._parts] == own
 
 
 def test_learned_models_given_as_parts_start_afresh() -> None:

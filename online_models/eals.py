@@ -47,7 +47,7 @@ class EALS(AlternatingRanker):
     >>> model.rank("cy", ["nails", "milk", "tea"])
     ['tea', 'milk', 'nails']
     >>> round(model.predict_one("cy", "tea"), 3), model.predict_one("cy", "unknown")
-    (0.975, 0.0)
+    (0.405, 0.0)
     """
 
     _name = "eals"
@@ -55,12 +55,12 @@ class EALS(AlternatingRanker):
     def __init__(
         self,
         dimension: int = 32,
-        missing_weight: float = 64.0,
+        missing_weight: float = 512.0,
         popularity_exponent: float = 0.5,
         regularization: float = 0.05,
         new_weight: float = 4.0,
         passes: int = 1,
-        refresh: int = 1,
+        refresh: int = 0,
         start_scale: float = 0.1,
         history: int = 512,
         users_per_item: int = 1024,

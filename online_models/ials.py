@@ -27,6 +27,8 @@ class IALS(AlternatingRanker):
     $\lambda_u = \lambda (|S_u| + \alpha_0 |I|)^\nu$, and likewise for items (Rendle et al. 2021; 0 = plain).
     When predicting, the r-th newest interaction of the user counts 1 + boost * decay ** r times.
 
+    The defaults are the first fifth of MovieLens-100K's; boost 0 and nu 0 are the papers' plain model.
+
     With all weights 1, implicit's `AlternatingLeastSquares(regularization=g, alpha=a)` has, up to the scale
     of scores, this model's minimum at alpha_0 = 1 / (a - 1) and lambda = g / a.
 
@@ -45,20 +47,20 @@ class IALS(AlternatingRanker):
     >>> model.rank("cy", ["nails", "milk", "tea"])
     ['tea', 'milk', 'nails']
     >>> round(model.predict_one("cy", "tea"), 3), model.predict_one("cy", "unknown")
-    (0.812, 0.0)
+    (0.981, 0.0)
     """
 
     _name = "ials"
 
     def __init__(
         self,
-        dimension: int = 64,
-        unobserved_weight: float = 0.1,
-        regularization: float = 0.05,
-        regularization_exponent: float = 0.0,
-        recent_boost: float = 0.0,
+        dimension: int = 32,
+        unobserved_weight: float = 0.3,
+        regularization: float = 0.01,
+        regularization_exponent: float = 1.0,
+        recent_boost: float = 30.0,
         recent_decay: float = 0.8,
-        refresh: int = 1,
+        refresh: int = 0,
         start_scale: float = 0.1,
         history: int = 512,
         users_per_item: int = 1024,

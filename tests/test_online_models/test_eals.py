@@ -171,7 +171,7 @@ def test_a_popular_item_left_out_counts_as_disliked_more() -> None:
 
 
 def test_communities_are_told_apart() -> None:
-    model = EALS(dimension=3, missing_weight=4.0, seed=3)
+    model = EALS(dimension=3, missing_weight=4.0, refresh=1, seed=3)
     users, items, seen = learned(model, taste(users=40))
     found = {user: model.score_rows(user, np.arange(len(items), dtype=np.int32)) for user in users}
     own, other = [], []

@@ -26,6 +26,11 @@ def test_contract(check: Callable[[Callable[[], OnlineRanker]], None], parameter
     check(lambda: IALS(**parameters))
 
 
+def plain(**parameters: Any) -> IALS:
+    """Without what the textbook's equations lack."""
+    return IALS(**{"regularization_exponent": 0.0, "recent_boost": 0.0, **parameters})
+
+
 def taste(users: int = 24, items: int = 15, seed: int = 0) -> list[tuple[str, str]]:
     """Two communities: even users mostly use even items; each pair once."""
     rng = np.random.default_rng(seed)
@@ -71,7 +76,7 @@ def all_scores(model: IALS, users: list[str]) -> Matrix:
 
 
 def test_one_event_in_one_dimension_by_hand() -> None:
-    model = IALS(dimension=1, unobserved_weight=0.5, regularization=0.1, refresh=0)
+    model = plain(dimension=1, unobserved_weight=0.5, regularization=0.1, refresh=0)
     start = float(model._start_vectors(["tea"])[0, 0])
     batch = model.learn_user([("ann", "tea", 2.0, None)])
     user = 2.0 * start / (2.0 * start**2 + 0.1)  # nothing else is known yet: no Gram matrix
@@ -86,7 +91,7 @@ def test_one_event_in_one_dimension_by_hand() -> None:
 
 
 def test_an_event_solves_for_its_user_and_then_its_item() -> None:
-    model = IALS(dimension=4, unobserved_weight=0.2, regularization=0.3, refresh=0)
+    model = plain(dimension=4, unobserved_weight=0.2, regularization=0.3, refresh=0)
     events = taste()
     for user, item in events:
         model.learn_one(user, item)
@@ -111,7 +116,7 @@ def test_an_event_solves_for_its_user_and_then_its_item() -> None:
 
 
 def test_two_sweeps_are_two_passes_of_a_full_refit() -> None:
-    model = IALS(dimension=6, unobserved_weight=0.1, regularization=0.2, refresh=0)
+    model = plain(dimension=6, unobserved_weight=0.1, regularization=0.2, refresh=0)
     events = taste(users=40, items=30)
     for user, item in events:
         model.learn_one(user, item)
@@ -138,7 +143,7 @@ def test_one_pass_and_two_sweeps_are_as_good_as_a_converged_refit() -> None:
     seen = np.zeros((len(users), len(items)))
     for user, item in events:
         seen[users.index(user), items.index(item)] += 1.0
-    model = IALS(dimension=6, unobserved_weight=0.1, regularization=0.2, refresh=2)
+    model = plain(dimension=6, unobserved_weight=0.1, regularization=0.2, refresh=2)
     U, V = np.zeros((len(users), 6)), model._start_vectors(items).astype(np.float64)
     for _ in range(50):
         batch_sweep(U, V, seen, 0.1, 0.2)
@@ -155,7 +160,7 @@ def test_one_pass_and_two_sweeps_are_as_good_as_a_converged_refit() -> None:
 
 
 def test_the_rest_follows_in_turn() -> None:
-    events, still, moving = taste(), IALS(dimension=4, refresh=0), IALS(dimension=4, refresh=2)
+    events, still, moving = taste(), plain(dimension=4, refresh=0), plain(dimension=4, refresh=2)
     users, items = ids(events)
     seen = np.array([[float((user, item) in events) for item in items] for user in users])
     found = []
@@ -164,7 +169,7 @@ def test_the_rest_follows_in_turn() -> None:
             model.learn_one(user, item)
         state = model.item_arrays()
         learned = [state[name].astype(np.float64) for name in ("ials.users", "ials.items")]
-        found.append(loss(learned[0], learned[1], seen, 0.1, 0.05))
+        found.append(loss(learned[0], learned[1], seen, 0.3, 0.01))
     assert found[1] < found[0]
 
 
@@ -181,7 +186,7 @@ def test_gram_matrices_are_those_of_the_factors() -> None:
 
 
 def test_not_interested_lowers_the_score() -> None:
-    model = IALS(dimension=4, refresh=0)
+    model = plain(dimension=4, refresh=0)
     for user, item in taste():
         model.learn_one(user, item)
     liked = next(iter(model.interactions("u2")))
@@ -192,7 +197,7 @@ def test_not_interested_lowers_the_score() -> None:
 
 
 def test_weights_of_one_sign_add_up_and_the_other_sign_stands_alone() -> None:
-    model = IALS(dimension=2)
+    model = plain(dimension=2)
     for weight in (1.0, 2.5, 0.0):
         model.learn_one("ann", "tea", weight)
     assert model.interactions("ann") == {"tea": 3.5}
@@ -204,7 +209,7 @@ def test_weights_of_one_sign_add_up_and_the_other_sign_stands_alone() -> None:
 
 
 def test_an_item_with_many_users_is_solved_from_the_newest() -> None:
-    model = IALS(dimension=3, users_per_item=4, unobserved_weight=0.2, regularization=0.1, refresh=0)
+    model = plain(dimension=3, users_per_item=4, unobserved_weight=0.2, regularization=0.1, refresh=0)
     for k in range(10):
         model.learn_one(f"u{k}", f"own{k}")
         model.learn_one(f"u{k}", "tea")
@@ -216,7 +221,14 @@ def test_an_item_with_many_users_is_solved_from_the_newest() -> None:
 
 
 def test_recent_interactions_count_more_when_predicting() -> None:
-    model = IALS(dimension=4, recent_boost=2.0, recent_decay=0.5, unobserved_weight=0.2, regularization=0.3)
+    model = plain(
+        dimension=4,
+        recent_boost=2.0,
+        recent_decay=0.5,
+        regularization_exponent=0.0,
+        unobserved_weight=0.2,
+        regularization=0.3,
+    )
     for user, item in taste():
         model.learn_one(user, item)
     state = model.item_arrays()
@@ -228,7 +240,7 @@ def test_recent_interactions_count_more_when_predicting() -> None:
 
 
 def test_a_stranger_is_the_mean_user() -> None:
-    model = IALS(dimension=4)
+    model = plain(dimension=4)
     assert model.user_factor("nobody").tolist() == [0.0] * 4
     for user, item in taste():
         model.learn_one(user, item)
@@ -237,7 +249,7 @@ def test_a_stranger_is_the_mean_user() -> None:
 
 
 def test_who_lost_his_place_is_known_by_his_recent_items() -> None:
-    model = IALS(dimension=3, max_users=2, unobserved_weight=0.2, regularization=0.1, refresh=0)
+    model = plain(dimension=3, max_users=2, unobserved_weight=0.2, regularization=0.1, refresh=0)
     for user, item in [("ann", "tea"), ("ann", "milk"), ("bob", "tea"), ("cy", "milk")]:
         model.learn_one(user, item)
     assert model.interactions("ann") == {}
@@ -340,7 +352,7 @@ def test_items_that_lose_their_rows_leave_nothing_behind() -> None:
 
 
 def test_events_of_nobody_are_not_held() -> None:
-    model = IALS(dimension=3)
+    model = plain(dimension=3)
     batch = model.learn_user([("ann", "tea", 1.0, None)])
     batch.user[:] = 0
     model.apply(batch, model.items.resolve(batch))
@@ -351,12 +363,12 @@ def test_events_of_nobody_are_not_held() -> None:
 def test_replicas_that_sweep_at_one_place_stay_equal() -> None:
     events, digests = checks.random_events(90), []
     for cut in (90, 45):
-        model = IALS(dimension=4)
+        model = plain(dimension=4)
         for start in range(0, 90, cut):
             users, items, rewards, contexts = zip(*events[start : start + cut], strict=True)
             model.learn_many(users, items, rewards, contexts)
         model.sweep()
-        restored = IALS(dimension=4)
+        restored = plain(dimension=4)
         restored.from_arrays(model.to_arrays())
         restored.sweep()
         model.sweep()
@@ -381,7 +393,7 @@ def test_bad_parameters_are_named(parameters: dict[str, Any], said: str) -> None
 
 
 def test_a_record_of_another_dimension_is_refused() -> None:
-    model = IALS(dimension=4)
+    model = plain(dimension=4)
     batch = IALS(dimension=6).learn_user([("u", "i", 1.0, None)])
     with pytest.raises(ValueError, match="6 dimensions, but this model has 4"):
         model.apply(batch, model.items.resolve(batch))

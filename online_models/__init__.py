@@ -54,8 +54,6 @@ __all__ = [
 ]
 
 _MODULE_OF = {
-    "SessionKNN": "session_knn",
-    "RecencyEASE": "ease",
     "BPR": "bpr",
     "BiasedMF": "biased_mf",
     "IALS": "ials",
@@ -74,6 +72,8 @@ _MODULE_OF = {
     "ModelSettings": "settings",
     "OnlineModelError": "errors",
     "OnlineRanker": "base",
+    "RecencyEASE": "ease",
+    "SessionKNN": "session_knn",
     "SnapshotMismatchError": "errors",
 }
 

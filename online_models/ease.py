@@ -58,12 +58,12 @@ class RecencyEASE(OnlineRanker):
     def __init__(
         self,
         max_items: int = 2048,
-        regularization: float = 100.0,
+        regularization: float = 400.0,
         window: int = 50,
         gap_decay: float = 1.0,
         query_length: int = 20,
         query_decay: float = 0.8,
-        refresh_growth: float = 0.02,
+        refresh_growth: float = 0.1,
         refresh_events: int = 1,
         seed: int = 0,
     ) -> None:

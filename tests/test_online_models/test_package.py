@@ -14,7 +14,7 @@ import online_models
 def test_every_name_in_all_is_there() -> None:
     for name in online_models.__all__:
         assert getattr(online_models, name).__name__ == name
-    with pytest.raises(AttributeError, match="no attribute 'Nothing'; it offers ISGD"):
+    with pytest.raises(AttributeError, match="no attribute 'Nothing'; it offers BPR"):
         online_models.Nothing  # noqa: B018  # reading it is the test
 
 

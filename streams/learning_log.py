@@ -277,5 +277,5 @@ def learning_batch(record: LogRecord, settings_digest: str, where: str) -> Learn
         user_after=record.column("after", "<f4", factor_width)[keep],
         negatives=record.column("negatives", "<i4", negatives_width)[keep],
         user=record.column("token", "<u8")[keep],
-        value=record.column("value", "<f4")[keep],
+        value=record.column("value", "<f8")[keep].astype(np.float32),
     )

@@ -18,17 +18,50 @@ import numpy as np
 from numpy.typing import NDArray
 from river.reco.base import Ranker
 
+from online_models.corrections import (
+    PAST_KEPT,
+    RECENT_KEPT,
+    Past,
+    event_code,
+    forgetting,
+    pack_pasts,
+    record_of,
+    unpack_pasts,
+    withdrawal,
+)
 from online_models.item_table import ItemTable, pack_ids, unpack_ids
-from online_models.learning_batch import MAX_ABS_WEIGHT, BatchRows, LearningBatch
+from online_models.learning_batch import (
+    LEARN,
+    MAX_ABS_WEIGHT,
+    PAIR,
+    UNCOUNT,
+    UNPAIR,
+    WITHDRAW,
+    BatchRows,
+    LearningBatch,
+)
 
-__all__ = ["Arrays", "Context", "OnlineRanker", "contiguous_rows", "digest_arrays", "user_token"]
+__all__ = [
+    "COUNTS",
+    "FACTORS",
+    "PAIRS",
+    "RECENT_KEPT",
+    "Arrays",
+    "Context",
+    "OnlineRanker",
+    "contiguous_rows",
+    "digest_arrays",
+    "user_token",
+]
 
 Arrays = dict[str, NDArray[np.generic]]
 Context = Mapping[str, Any]
-"""x of River's calls. Reserved keys: timestamp (epoch ms), event_type (0 to 255), weight, event_id."""
+"""x of River's calls. Reserved keys: timestamp (epoch ms), event_type (a name of `corrections.EVENT_TYPES` or
+a code from 0 to 255), weight, event_id, retracts (the event_id that an event of type retract withdraws),
+target_user, query, context."""
 
-RECENT_KEPT = 50
-"""Recent items kept per user of a standalone model: the most that any window or query may ask for."""
+COUNTS, PAIRS, FACTORS = "counts", "pairs", "factors"
+"""What a model learns: `OnlineRanker.learns`."""
 
 
 class OnlineRanker(Ranker, abc.ABC):
@@ -37,6 +70,10 @@ class OnlineRanker(Ranker, abc.ABC):
     The weight of an event is x["weight"] when given, else y. Predicting never inserts and changes no byte.
     One thread at a time may use a model, for learning or retrieval (scratch memory is reused).
     """
+
+    learns: ClassVar[str] = FACTORS
+    """COUNTS when an event's effect does not depend on the user's recent items and can be subtracted; PAIRS
+    when it does and can be; FACTORS when it can only be compensated."""
 
     owner_reads_items: ClassVar[bool] = False
     """True when learn_user reads item state: each event must then be applied before the next is learned."""
@@ -47,10 +84,20 @@ class OnlineRanker(Ranker, abc.ABC):
         super().__init__(seed=seed)
         self.items = ItemTable()
         self._recent: dict[str, list[str]] = {}
+        self._past: dict[str, list[Past]] = {}
 
     @abc.abstractmethod
     def apply(self, batch: LearningBatch, rows: BatchRows) -> None:
         """Learn a batch of the log into item state; `rows` are its items, resolved in `self.items`."""
+
+    def unlearn(self, batch: LearningBatch, rows: BatchRows) -> None:
+        """Take back what `apply` of the same interactions did to item state: exactly for counts and pairs,
+        by a compensating step for factors. Every item has its row; no row is given or taken."""
+        raise NotImplementedError(f"{type(self).__name__} can't unlearn")
+
+    def forget_rows(self, rows: NDArray[np.int32]) -> None:
+        """Forget what was learned of the items that had these rows, as when the table gives them away."""
+        raise NotImplementedError(f"{type(self).__name__} can't forget an item")
 
     @abc.abstractmethod
     def score_rows(self, user: str, rows: NDArray[np.int32]) -> NDArray[np.float32]:
@@ -81,14 +128,93 @@ class OnlineRanker(Ranker, abc.ABC):
         y: Sequence[float] | None = None,
         x: Sequence[Context | None] | None = None,
     ) -> None:
-        """Learn events in their order; bit for bit what `learn_one` on each would do."""
-        size = 1 if self.owner_reads_items else max(len(users), 1)
+        """Learn events in their order; bit for bit what `learn_one` on each would do.
+
+        An event of type retract withdraws the one that x["retracts"] names, whatever its item and y; one of
+        type rating first withdraws the user's last rating of the same item. Raises ValueError or TypeError
+        for what can't be learned; nothing is learned of that event, nor after it.
+        """
         rewards = [1.0] * len(users) if y is None else y
         contexts: Sequence[Context | None] = [None] * len(users) if x is None else x
-        events = list(zip(users, items, rewards, contexts, strict=True))
-        for start in range(0, len(events), size):
-            batch = self.learn_user(events[start : start + size])
+        waiting: list[tuple[str, str, float, Context | None]] = []
+        for event in zip(users, items, rewards, contexts, strict=True):
+            kind = event_code((event[3] or {}).get("event_type"))
+            if kind not in (_RATING, _RETRACT):
+                waiting.append(event)
+                continue
+            self._learn_events(waiting)
+            waiting = [event] if kind == _RATING else []
+            if kind == _RATING:
+                self._withdraw(event[0], self._last_rating(event[0], event[1]))
+            else:
+                self.retract(event[0], str((event[3] or {}).get("retracts", "")))
+        self._learn_events(waiting)
+
+    def retract(self, user: str, event_id: str) -> bool:
+        """Withdraw one event of a user: counts become what they were without it (of the user's newest
+        `corrections.RECENT_KEPT` events; of older ones, pairs that reach beyond the kept past stay), factors
+        take a compensating step. False, and nothing changes, where the user has no such event among the last
+        `corrections.PAST_KEPT`: it is unknown, withdrawn before, or too old."""
+        pasts = self._past.get(user, ()) if event_id else ()
+        place = next((q for q, past in enumerate(pasts) if past.event_id == event_id), -1)
+        return self._withdraw(user, place)
+
+    def forget(self, user: str | None = None, *, item: str | None = None) -> None:
+        """Forget a user, or an item: no id, row, history or vector of theirs remains, and they are predicted
+        like ones never seen.
+
+        The user's kept events (`corrections.PAST_KEPT`) are subtracted from all counts; what they taught
+        factors that others share ages out with the events that follow. Forgetting the unknown is no error.
+        """
+        if user is not None:
+            for record in forgetting(user_token(user), self._past.get(user, ())):
+                self.correct(*self.items.find(record))
+            self.forget_users(np.array([user_token(user)], dtype=np.uint64))
+            self.drop_user(user)
+        if item is not None:
+            self._forget_item(item)
+
+    def learn_item(self, item: str, x: Context) -> None:
+        """Take in a catalogue entry: title, description, categories, labels, price, embeddings (name to list
+        of floats), domain. Models that read no content pass over it; it is not part of the learning log."""
+        _check_id("item", item)
+
+    def learn_profile(self, user: str, x: Context) -> None:
+        """Take in a user's labels. Models that read no profile pass over it."""
+        _check_id("user", user)
+
+    def correct(self, batch: LearningBatch, rows: BatchRows) -> None:
+        """Every replica's step for a record that takes back or pairs anew, of `self.items.find`."""
+        if not len(batch):
+            return
+        if batch.kind in (PAIR, UNPAIR) and self.learns != PAIRS:
+            return
+        if batch.kind == UNCOUNT and self.learns == FACTORS:
+            return
+        if batch.kind == PAIR:
+            self.apply(batch, rows)
+        else:
+            self.unlearn(batch, rows)
+
+    def replicate(self, batch: LearningBatch) -> None:
+        """Every replica's step for one record of the log, of any kind. Raises ValueError for a bad one."""
+        batch.validate()
+        if batch.kind == LEARN:
             self.apply(batch, self.items.resolve(batch))
+        else:
+            self.correct(*self.items.find(batch))
+
+    def forget_users(self, tokens: NDArray[np.uint64]) -> None:
+        """Drop what replicas keep of users, by token uint64[m]. Nothing, for a model that keeps none."""
+
+    def drop_user(self, user: str) -> None:
+        """Drop the owner's state of a user; a model with more of it than the base adds to this."""
+        self._recent.pop(user, None)
+        self._past.pop(user, None)
+
+    def unlearn_user(self, user: str, batch: LearningBatch) -> None:
+        """The owner's half of withdrawing one event: a factor model moves the user's factor back and fills
+        the record's user_before, user_after and negatives."""
 
     def predict_one(  # type: ignore[override]  # as above
         self, user: str, item: str, x: Context | None = None
@@ -124,17 +250,22 @@ class OnlineRanker(Ranker, abc.ABC):
         """The owner's step for (user, item, y, x) in order: moves the users' state, returns the record."""
         recents: list[list[str]] = []
         moved: dict[str, list[str]] = {}
+        done = [_done(*event) for event in events]
         for user, item, *_ in events:
-            _check_id("user", user)
-            _check_id("item", item)
             recents.append(moved[user] if user in moved else self._recent.get(user, []))
             moved[user] = [
                 item,
                 *recents[-1][: RECENT_KEPT - 1],
             ]  # a user's earlier event in this batch counts
-        batch = _build_batch(events, recents)
+        batch = record_of(
+            [(user_token(event[0]), past) for event, past in zip(events, done, strict=True)], recents
+        )
         batch.validate()
         self._recent.update(moved)  # nothing is kept of a batch that is refused
+        for (user, *_), past in zip(events, done, strict=True):
+            kept = self._past.setdefault(user, [])
+            kept.insert(0, past)
+            del kept[PAST_KEPT:]
         return batch
 
     def recent_rows(self, user: str, length: int) -> NDArray[np.int32]:
@@ -155,6 +286,7 @@ class OnlineRanker(Ranker, abc.ABC):
             **pack_ids("users", users),
             **pack_ids("users.recent", recent),
             "users.recent.counts": lengths,
+            **pack_pasts({user: self._past[user] for user in users}),
         }
 
     def from_arrays(self, arrays: Mapping[str, NDArray[np.generic]]) -> None:
@@ -162,15 +294,45 @@ class OnlineRanker(Ranker, abc.ABC):
         self.items = ItemTable.from_arrays(arrays)
         self.load_item_arrays(arrays)
         recent = iter(unpack_ids("users.recent", arrays))
-        counts = arrays["users.recent.counts"].tolist()
+        counts, users = arrays["users.recent.counts"].tolist(), unpack_ids("users", arrays)
         self._recent = {
-            user: [next(recent) for _ in range(count)]
-            for user, count in zip(unpack_ids("users", arrays), counts, strict=True)
+            user: [next(recent) for _ in range(count)] for user, count in zip(users, counts, strict=True)
         }
+        self._past = unpack_pasts(users, arrays)
 
     def digest(self) -> str:
         """SHA-256 (hex) over every array of `to_arrays`."""
         return digest_arrays(self.to_arrays())
+
+    def _learn_events(self, events: Sequence[tuple[str, str, float, Context | None]]) -> None:
+        size = 1 if self.owner_reads_items else max(len(events), 1)
+        for start in range(0, len(events), size):
+            batch = self.learn_user(events[start : start + size])
+            self.apply(batch, self.items.resolve(batch))
+
+    def _forget_item(self, item: str) -> None:
+        for user, pasts in self._past.items():
+            if any(past.item == item for past in pasts):
+                self._past[user] = [past for past in pasts if past.item != item]
+                self._recent[user] = [past.item for past in self._past[user][:RECENT_KEPT]]
+        if (row := self.items.free(item)) >= 0:
+            self.forget_rows(np.array([row], dtype=np.int32))
+
+    def _last_rating(self, user: str, item: str) -> int:
+        pasts = self._past.get(user, ())
+        places = (q for q, past in enumerate(pasts) if past.item == item and past.event_type == _RATING)
+        return next(places, -1)
+
+    def _withdraw(self, user: str, place: int) -> bool:
+        if place < 0:
+            return False
+        for record in withdrawal(user_token(user), self._past[user], place):
+            if record.kind == WITHDRAW:
+                self.unlearn_user(user, record)
+                del self._past[user][place]
+                self._recent[user] = [past.item for past in self._past[user][:RECENT_KEPT]]
+            self.correct(*self.items.find(record))
+        return True
 
 
 def digest_arrays(arrays: Mapping[str, NDArray[np.generic]]) -> str:
@@ -188,46 +350,31 @@ def contiguous_rows(rows: NDArray[np.int32]) -> NDArray[np.int32]:
     return np.ascontiguousarray(rows, dtype=np.int32)
 
 
-def _build_batch(
-    events: Sequence[tuple[str, str, float, Context | None]], recents: Sequence[Sequence[str]]
-) -> LearningBatch:
-    n, width = len(events), max((len(recent) for recent in recents), default=0)
-    index_of: dict[str, int] = {}
-    item = np.array([index_of.setdefault(event[1], len(index_of)) for event in events], dtype=np.int32)
-    recent = np.full((n, width), -1, dtype=np.int32)
-    for position, row in enumerate(recents):
-        recent[position, : len(row)] = [index_of.setdefault(item_id, len(index_of)) for item_id in row]
-    contexts = [event[3] or {} for event in events]
-    weights = [
-        float(context.get("weight", event[2])) for event, context in zip(events, contexts, strict=True)
-    ]
-    return LearningBatch(
-        item_ids=list(index_of),
-        item=item,
-        recent=recent,
-        time_ms=np.array([int(context.get("timestamp", 0)) for context in contexts], dtype=np.int64),
-        weight=np.array(weights, dtype=np.float32),
-        event_type=np.array([int(context.get("event_type", 0)) for context in contexts], dtype=np.uint8),
-        user_before=np.zeros((n, 0), dtype=np.float32),
-        user_after=np.zeros((n, 0), dtype=np.float32),
-        negatives=np.full((n, 0), -1, dtype=np.int32),
-        user=np.array([user_token(event[0]) for event in events], dtype=np.uint64),
-        value=np.array([_value_of(event[2]) for event in events], dtype=np.float32),
-    )
-
-
 def user_token(user: str) -> int:
     """The token of a standalone model's user, 1 to 2**64 - 1. Workers give random ones."""
     return max(int.from_bytes(hashlib.blake2b(user.encode(), digest_size=8).digest(), "little"), 1)
 
 
-def _value_of(y: float) -> float:
-    """What River calls the reward, as the log's value. Raises ValueError where it is not a number."""
+_RATING, _RETRACT = event_code("rating"), event_code("retract")
+
+
+def _done(user: str, item: str, y: float, x: Context | None) -> Past:
+    """One event of River's calls. Raises TypeError and ValueError, naming what is wrong."""
+    _check_id("user", user)
+    _check_id("item", item)
     if not math.isfinite(y) or abs(y) > MAX_ABS_WEIGHT:
         raise ValueError(
             f"y is {y!r}, but a finite number from -{MAX_ABS_WEIGHT:g} to {MAX_ABS_WEIGHT:g} is needed"
         )
-    return float(y)
+    context = x or {}
+    return Past(
+        item=item,
+        event_id=str(context.get("event_id") or ""),
+        time_ms=int(context.get("timestamp", 0)),
+        weight=float(np.float32(context.get("weight", y))),
+        event_type=event_code(context.get("event_type")),
+        value=float(np.float32(y)),
+    )
 
 
 def _check_id(kind: str, value: object) -> None:

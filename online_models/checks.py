@@ -15,7 +15,7 @@ from itertools import pairwise
 import numpy as np
 
 import online_models
-from online_models.base import Context, OnlineRanker
+from online_models.base import FACTORS, Context, OnlineRanker, user_token
 from online_models.learning_batch import LearningBatch
 
 __all__ = [
@@ -24,11 +24,14 @@ __all__ = [
     "check_bad_rewards_are_refused",
     "check_batches_split_freely",
     "check_finite_after_random_input",
+    "check_forgotten_item_is_unknown",
+    "check_forgotten_user_is_unknown",
     "check_learn_many_is_learn_one",
     "check_owner_and_replicas_are_one_process",
     "check_predicting_changes_nothing",
     "check_rank_orders_ties_by_id",
     "check_recommend_is_sorted_prediction",
+    "check_retraction_undoes",
     "check_snapshot_round_trip",
     "discover_models",
     "random_events",
@@ -180,6 +183,102 @@ def check_bad_rewards_are_refused(make: MakeModel) -> None:
             f"y = {y} was learned, or refused without its name: {said}"
         )
     assert model.digest() == before, "a refused event changed the state"
+
+
+def check_retraction_undoes(make: MakeModel) -> None:
+    """Counts and pairs become what they were without the event, within 1e-5, whatever came after it; factors
+    take a step back towards it. Withdrawing it once more, or an unknown one, changes nothing."""
+    events = _plain_events(60)
+    for place in (40, 55, 59):
+        user, item, *_ = events[place]
+        model, without = _learned(make(), events[: place + 1]), _learned(make(), events[:place])
+        if model.learns == FACTORS:
+            before, after = without.predict_one(user, item), model.predict_one(user, item)
+            assert model.retract(user, f"e{place}"), "a known event was not withdrawn"
+            back = model.predict_one(user, item)
+            nearer = abs(back - before) < abs(after - before) or after == before
+            assert nearer, f"{before} became {after}, and {back} when the event was withdrawn"
+        else:
+            _learned(model, events[place + 1 :])
+            _learned(without, events[place + 1 :])
+            assert model.retract(user, f"e{place}"), "a known event was not withdrawn"
+            _assert_near(model, without, f"event {place} of {user} was withdrawn")
+        digest = model.digest()
+        assert not model.retract(user, f"e{place}")
+        assert not model.retract("stranger", "e1")
+        assert model.digest() == digest, "withdrawing what is not there changed the state"
+
+
+def check_forgotten_user_is_unknown(make: MakeModel) -> None:
+    """No id and no token remains; counts are those of a stream without the user; he is predicted like a
+    stranger, and may come back."""
+    events = [event for event in _plain_events(60) if event[0] != "user-1" or event[1] != "item-0"]
+    events.append(("user-2", "item-0", 1.0, {"timestamp": 1_700_000_000_000, "event_id": "last"}))
+    model = _learned(make(), events)
+    model.forget("user-1")
+    for name, array in model.to_arrays().items():
+        assert b"user-1" not in array.tobytes(), f"{name} still holds the id"
+        tokens = array.astype(np.uint64) if array.dtype == np.uint64 else np.zeros(0, dtype=np.uint64)
+        assert user_token("user-1") not in tokens.tolist(), f"{name} still holds the token"
+    if model.learns != FACTORS:
+        _assert_near(model, _learned(make(), [e for e in events if e[0] != "user-1"]), "user-1 was forgotten")
+        for item in model.items.ids:
+            same = model.predict_one("user-1", item) == model.predict_one("stranger", item)
+            assert same, f"user-1 is predicted unlike a stranger on {item}"
+    digest = model.digest()
+    model.forget("user-1")
+    model.forget("stranger")
+    assert model.digest() == digest, "forgetting the unknown changed the state"
+    model.learn_one("user-1", "item-3", 1.0, {"timestamp": 1_700_000_001_000})
+    assert np.isfinite(model.predict_one("user-1", "item-2"))
+
+
+def check_forgotten_item_is_unknown(make: MakeModel) -> None:
+    """Its id is gone, it is predicted like one never seen and never recommended, and may come back."""
+    model = _learned(make(), _plain_events(60))
+    model.forget(item="item-3")
+    for name, array in model.to_arrays().items():
+        assert b"item-3" not in array.tobytes(), f"{name} still holds the id"
+    for user in ("user-1", "user-2", "stranger"):
+        unknown = model.predict_one(user, "never seen")
+        assert model.predict_one(user, "item-3") == unknown, f"{user}: the forgotten item is known"
+        [found] = model.recommend([user], 100)
+        assert "item-3" not in dict(found), f"{user}: the forgotten item is recommended"
+        assert all(np.isfinite(score) for _, score in found)
+    restored = make()
+    restored.from_arrays(model.to_arrays())
+    assert restored.digest() == model.digest(), "a restored model has other bytes after forgetting"
+    for one in (model, restored):
+        one.learn_one("user-1", "item-3", 1.0, {"timestamp": 1_700_000_001_000})
+    assert "item-3" in model.items.ids
+    assert np.isfinite(model.predict_one("user-2", "item-3"))
+    _assert_equal(model, restored, "learning on after forgetting an item, and after a restore")
+
+
+def _plain_events(n: int, users: int = 5, items: int = 9) -> list[Event]:
+    """Seeded positive events in order of time, with repeats; ids e0, e1, ... Every item is used by many."""
+    rng = np.random.default_rng(5)
+    weights = rng.choice([1.0, 0.5, 2.0], size=n)
+    times = 1_600_000_000_000 + np.cumsum(rng.integers(0, 4_000_000, size=n))
+    return [
+        (
+            f"user-{k % users if k < users else rng.integers(users)}",
+            f"item-{(k * 4) % items if k < 4 * items else rng.integers(items)}",
+            float(weights[k]),
+            {"timestamp": int(times[k]), "event_id": f"e{k}"},
+        )
+        for k in range(n)
+    ]
+
+
+def _assert_near(left: OnlineRanker, right: OnlineRanker, what: str) -> None:
+    """Both predict the same within 1e-5, for five users and a stranger, on every item of either."""
+    items = sorted({item for item in [*left.items.ids, *right.items.ids] if item})
+    for user in [*(f"user-{k}" for k in range(5)), "stranger"]:
+        for item in items:
+            ours, theirs = left.predict_one(user, item), right.predict_one(user, item)
+            near = abs(ours - theirs) <= 1e-5 * max(1.0, abs(theirs))
+            assert near, f"{what}: {user} on {item} has {ours}, but {theirs} where it never was"
 
 
 def _learned(model: OnlineRanker, events: Sequence[Event]) -> OnlineRanker:

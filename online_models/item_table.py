@@ -115,6 +115,28 @@ class ItemTable:
             self._take_in(rows.changes, batch.item_ids)
         return rows
 
+    def find(self, batch: LearningBatch) -> tuple[LearningBatch, BatchRows]:
+        """The events of a batch whose items have rows, and the rows of their columns. Changes nothing: what
+        withdraws an interaction gives no item a row, and does not count as a use."""
+        index = np.append(self.rows(batch.item_ids), UNKNOWN)
+        kept = batch.take(np.flatnonzero(index[batch.item] >= 0))
+        given, epochs = self.given[: len(self.ids)], kept.epochs()[:, None]
+
+        def rows_of(column: NDArray[np.int32]) -> NDArray[np.int32]:
+            row = np.where(column <= -2, -column - 2, UNKNOWN)
+            past = (row >= 0) & (row < len(given)) & (np.append(given, kernels.FREED)[row] < epochs)
+            return np.where(column >= 0, index[column], np.where(past, row, UNKNOWN)).astype(np.int32)
+
+        return kept, BatchRows(index[kept.item], rows_of(kept.recent), rows_of(kept.negatives))
+
+    def free(self, item_id: str) -> int:
+        """Take an item's row away, as if it had been idle longest; returns the row, -1 where it has none."""
+        row = self._row_of.get(item_id, UNKNOWN)
+        if row >= 0:
+            kernels.free_row(self._lists, row)
+            self._take_in(np.array([[0, kernels.GONE, row, 0]], dtype=np.int32), ())
+        return row
+
     def take_changes(self) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
         """Rows whose meaning changed since the last call: (int32[a] those that have a new item now, int32[b]
         those that have none now), each in rising order. At first, and after a restore, all rows in use."""

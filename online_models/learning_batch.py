@@ -9,7 +9,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["BatchRows", "LearningBatch"]
+__all__ = ["LEARN", "PAIR", "UNCOUNT", "UNPAIR", "WITHDRAW", "BatchRows", "LearningBatch"]
+
+LEARN, WITHDRAW, UNPAIR, PAIR, UNCOUNT = range(5)
+"""What a record does, `LearningBatch.kind`. LEARN: its events happened. WITHDRAW: all models take them back.
+UNPAIR and PAIR: what models learn from an event's recent items is taken back, and learned anew with
+other recent items; models that don't read these pass over both. UNCOUNT: taken back by models that count,
+passed over by factor models, when a user is forgotten. All but LEARN give no item a row."""
 
 MAX_TIME_MS = 253_402_300_799_999
 """End of the year 9999, in ms since the epoch: a time beyond it is a unit mistaken (microseconds for ms)."""
@@ -58,6 +64,7 @@ class LearningBatch:
     table_epoch: int | NDArray[np.int64] = -1
     user: NDArray[np.uint64] = field(default_factory=lambda: np.zeros(0, dtype=np.uint64))
     value: NDArray[np.float32] = field(default_factory=lambda: np.zeros(0, dtype=np.float32))
+    kind: int = LEARN
 
     def __post_init__(self) -> None:
         if not len(self.user):
@@ -70,6 +77,8 @@ class LearningBatch:
 
     def validate(self) -> None:
         """Check types, shapes, ranges and finiteness. Raises ValueError naming the column and the numbers."""
+        if self.kind not in range(5):
+            raise ValueError(f"kind is {self.kind}, outside 0 to 4")
         self._check_types()
         if len(set(self.item_ids)) != len(self.item_ids):
             raise ValueError(
@@ -127,13 +136,28 @@ class LearningBatch:
             table_epoch=epoch if isinstance(epoch, int) else epoch[start:stop],
             user=self.user[start:stop],
             value=self.value[start:stop],
+            kind=self.kind,
         )
+
+    def take(self, keep: NDArray[np.intp]) -> LearningBatch:
+        """Interactions at the places `keep`, int[m]; the id list stays as it is."""
+        epoch = self.table_epoch
+        return LearningBatch(
+            item_ids=self.item_ids, item=self.item[keep], recent=self.recent[keep],
+            time_ms=self.time_ms[keep], weight=self.weight[keep], event_type=self.event_type[keep],
+            user_before=self.user_before[keep], user_after=self.user_after[keep],
+            negatives=self.negatives[keep], table_epoch=epoch if isinstance(epoch, int) else epoch[keep],
+            user=self.user[keep], value=self.value[keep], kind=self.kind,
+        )  # fmt: skip
 
     @classmethod
     def concat(cls, batches: Sequence[LearningBatch]) -> LearningBatch:
-        """One batch of all of them, in order. Raises ValueError when R, m or d differ, or there is none."""
+        """One batch of all of them, in order. Raises ValueError when kind, R, m or d differ, or there is
+        none."""
         if not batches:
             raise ValueError("concat needs at least one batch, got 0")
+        if len(kinds := {batch.kind for batch in batches}) > 1:
+            raise ValueError(f"concat needs batches of one kind, got {sorted(kinds)}")
         index_of: dict[str, int] = {}
         maps = [
             np.array(
@@ -157,6 +181,7 @@ class LearningBatch:
             table_epoch=int(epochs.max(initial=-1)) if same else epochs,
             user=np.concatenate([batch.user for batch in batches]),
             value=np.concatenate([batch.value for batch in batches]),
+            kind=batches[0].kind,
         )
 
     def epochs(self) -> NDArray[np.int64]:

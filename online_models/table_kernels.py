@@ -44,6 +44,7 @@ __all__ = [
     "RowLists",
     "append_row",
     "batch_in_range",
+    "free_row",
     "list_rows",
     "resolve",
     "take_row",
@@ -100,9 +101,9 @@ def _note(changes: Ints, n: int, event: int, kind: int, first: int, second: int)
 
 
 @kernel
-def _evict(lists: RowLists) -> int:
-    """Free the row of the item that was idle longest; it waits for the next sweep."""
-    marks, row = lists.marks, lists.marks[OLDEST]
+def free_row(lists: RowLists, row: int) -> None:
+    """Free a row; it waits for the next sweep."""
+    marks = lists.marks
     _unlink(lists, row)
     lists.given[row] = FREED
     lists.newer[row] = -1
@@ -113,6 +114,13 @@ def _evict(lists: RowLists) -> int:
     marks[WAITING_LAST] = row
     marks[LIVE] -= 1
     marks[EVICTIONS] += 1
+
+
+@kernel
+def _evict(lists: RowLists) -> int:
+    """Free the row of the item that was idle longest."""
+    row = lists.marks[OLDEST]
+    free_row(lists, row)
     return row
 
 

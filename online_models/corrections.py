@@ -1,0 +1,144 @@
+"""What a user did, kept by the owner so that it can be withdrawn, and the log records that withdraw it."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from online_models.learning_batch import LEARN, PAIR, UNCOUNT, UNPAIR, WITHDRAW, LearningBatch
+
+__all__ = [
+    "EVENT_TYPES",
+    "PAST_KEPT",
+    "Past",
+    "event_code",
+    "forgetting",
+    "pack_pasts",
+    "record_of",
+    "unpack_pasts",
+    "withdrawal",
+]
+
+RECENT_KEPT = 50
+"""Recent items of a user that an event may be learned with: the most that any window or query asks for."""
+PAST_KEPT = 2 * RECENT_KEPT
+"""Events kept per user of a standalone model: the newest RECENT_KEPT can be withdrawn with all that they were
+learned with, older ones with what is left of it."""
+
+EVENT_TYPES = (
+    *("impression", "view", "click", "like", "dislike", "cart", "purchase", "rating", "share"),
+    *("search", "follow", "retract"),
+)
+"""The names that x["event_type"] may have; a code is a name's place here."""
+
+
+class Past(NamedTuple):
+    """One event as it was learned. `value` is NaN where the event stated none."""
+
+    item: str
+    event_id: str
+    time_ms: int
+    weight: float
+    event_type: int
+    value: float
+
+
+def event_code(name: object) -> int:
+    """Code of an event type, given by name or code. Raises ValueError for another.
+
+    >>> event_code("rating"), event_code(3), event_code(None)
+    (7, 3, 0)
+    """
+    if name is None:
+        return 0
+    if isinstance(name, str):
+        if name not in EVENT_TYPES:
+            raise ValueError(f"event_type is {name!r}, but one of {', '.join(EVENT_TYPES)} is needed")
+        return EVENT_TYPES.index(name)
+    if isinstance(name, int) and 0 <= name <= 255:
+        return name
+    raise ValueError(f"event_type is {name!r}, but a name or a code from 0 to 255 is needed")
+
+
+def record_of(
+    events: Sequence[tuple[int, Past]], recents: Sequence[Sequence[str]], kind: int = LEARN
+) -> LearningBatch:
+    """The log record of events (user token, what was done), each with the user's items before it, newest
+    first; without factors and negatives."""
+    n, width = len(events), max((len(recent) for recent in recents), default=0)
+    index_of: dict[str, int] = {}
+    item = [index_of.setdefault(past.item, len(index_of)) for _, past in events]
+    recent = np.full((n, width), -1, dtype=np.int32)
+    for position, row in enumerate(recents):
+        recent[position, : len(row)] = [index_of.setdefault(item_id, len(index_of)) for item_id in row]
+    pasts = [past for _, past in events]
+    return LearningBatch(
+        item_ids=list(index_of),
+        item=np.array(item, dtype=np.int32),
+        recent=recent,
+        time_ms=np.array([past.time_ms for past in pasts], dtype=np.int64),
+        weight=np.array([past.weight for past in pasts], dtype=np.float32),
+        event_type=np.array([past.event_type for past in pasts], dtype=np.uint8),
+        user_before=np.zeros((n, 0), dtype=np.float32),
+        user_after=np.zeros((n, 0), dtype=np.float32),
+        negatives=np.full((n, 0), -1, dtype=np.int32),
+        user=np.array([token for token, _ in events], dtype=np.uint64),
+        value=np.array([past.value for past in pasts], dtype=np.float32),
+        kind=kind,
+    )
+
+
+def withdrawal(token: int, pasts: Sequence[Past], place: int) -> list[LearningBatch]:
+    """Records that make the models what they would be without pasts[place], newest first, of one user.
+
+    Events that came after it were learned with it among their recent items: what pairs of items they taught
+    is taken back (UNPAIR, newest first), then the event itself (WITHDRAW), then they are paired again (PAIR,
+    oldest first) with the recent items that remain.
+    """
+    items = [past.item for past in pasts]
+    without = [*items[:place], *items[place + 1 :]]
+    later = range(max(place - RECENT_KEPT, 0), place)
+    records = [_one(token, pasts[q], items[q + 1 :], UNPAIR) for q in later]
+    records.append(_one(token, pasts[place], items[place + 1 :], WITHDRAW))
+    records.extend(_one(token, pasts[q], without[q + 1 :], PAIR) for q in reversed(later))
+    return records
+
+
+def forgetting(token: int, pasts: Sequence[Past]) -> list[LearningBatch]:
+    """Records that take one user's kept events, newest first, out of all counts; factors are left alone."""
+    items = [past.item for past in pasts]
+    return [_one(token, past, items[q + 1 :], UNCOUNT) for q, past in enumerate(pasts)]
+
+
+def _one(token: int, past: Past, recent: Sequence[str], kind: int) -> LearningBatch:
+    return record_of([(token, past)], [recent[:RECENT_KEPT]], kind)
+
+
+def pack_pasts(pasts: Mapping[str, Sequence[Past]]) -> dict[str, NDArray[np.generic]]:
+    """The users' pasts as arrays, in the mapping's order: `users.past.*`, without the ids of the users."""
+    from online_models.item_table import pack_ids
+
+    flat = [past for kept in pasts.values() for past in kept]
+    return {
+        **pack_ids("users.past.items", [past.item for past in flat]),
+        **pack_ids("users.past.events", [past.event_id for past in flat]),
+        "users.past.counts": np.array([len(kept) for kept in pasts.values()], dtype=np.int32),
+        "users.past.time_ms": np.array([past.time_ms for past in flat], dtype=np.int64),
+        "users.past.weight": np.array([past.weight for past in flat], dtype=np.float32),
+        "users.past.event_type": np.array([past.event_type for past in flat], dtype=np.uint8),
+        "users.past.value": np.array([past.value for past in flat], dtype=np.float32),
+    }
+
+
+def unpack_pasts(users: Collection[str], arrays: Mapping[str, NDArray[Any]]) -> dict[str, list[Past]]:
+    """What `pack_pasts` packed, for users in the same order."""
+    from online_models.item_table import unpack_ids
+
+    columns = [arrays[f"users.past.{name}"].tolist() for name in ("time_ms", "weight", "event_type", "value")]
+    items, events = unpack_ids("users.past.items", arrays), unpack_ids("users.past.events", arrays)
+    flat = iter([Past(*row) for row in zip(items, events, *columns, strict=True)])
+    counts = arrays["users.past.counts"].tolist()
+    return {user: [next(flat) for _ in range(n)] for user, n in zip(users, counts, strict=True)}

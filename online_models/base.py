@@ -300,6 +300,18 @@ class OnlineRanker(Ranker, abc.ABC):
         }
         self._past = unpack_pasts(users, arrays)
 
+    def to_bytes(self) -> bytes:
+        """`to_arrays` as safetensors, with class, parameters, kernel version and CPU target inside."""
+        from online_models.snapshot import model_bytes  # only here: it needs the kernels
+
+        return model_bytes(self)
+
+    def from_bytes(self, data: bytes) -> None:
+        """Replace all state by that of `to_bytes`; raises what `snapshot.restore_model` raises."""
+        from online_models.snapshot import restore_model
+
+        restore_model(self, data)
+
     def digest(self) -> str:
         """SHA-256 (hex) over every array of `to_arrays`."""
         return digest_arrays(self.to_arrays())

@@ -132,9 +132,12 @@ def check_snapshot_round_trip(make: MakeModel) -> None:
     restored = make()
     restored.from_arrays(model.to_arrays())
     assert restored.digest() == model.digest(), "a restored model has other bytes"
-    _learned(model, events[80:])
-    _learned(restored, events[80:])
+    again = make()
+    again.from_bytes(model.to_bytes())
+    for one in (model, restored, again):
+        _learned(one, events[80:])
     assert restored.digest() == model.digest(), "a restored model learns differently"
+    assert again.to_bytes() == model.to_bytes(), "a model restored from bytes learns differently"
 
 
 def check_finite_after_random_input(make: MakeModel) -> None:

@@ -16,6 +16,8 @@ from online_models.evaluation.interactions import Interaction, weight_of
 __all__ = ["LIST_LENGTH", "Arena", "Catalogue", "Entrant", "Evaluated", "UnusableScoreError"]
 
 LIST_LENGTH = 10
+POPULAR = 0.1
+"""Share of the items that count as the popular ones."""
 RATING_MODELS = frozenset({"BiasedMF"})
 """Classes whose `predict_one` is a rating; any other model may say so by an attribute `predicts_ratings`."""
 
@@ -220,6 +222,8 @@ class Arena:
         """Place in the stream, and the user's number, of each judged event."""
         self.history, self.exposures = array("q"), array("q")
         """Events of the user, and of the item, that came before each judged event."""
+        self.popular = array("b")
+        """1 where fewer than a tenth of the items had more events than that of the judged event."""
         self.noted = self.repeats = 0
         for entrant in self.entrants * 2:  # what a model knows already is enrolled before any looks rows up
             entrant.sync()
@@ -235,7 +239,9 @@ class Arena:
         self.event.append(place)
         self.user.append(user.number)
         self.history.append(user.events)
-        self.exposures.append(int(self.catalogue.events[number]) if number >= 0 else 0)
+        exposures = int(self.catalogue.events[number]) if number >= 0 else 0
+        self.exposures.append(exposures)
+        self.popular.append(exposures > 0 and self._ahead(exposures) < POPULAR * len(self.catalogue))
         for entrant in self.entrants:
             entrant.judge(event.user, user.items, number, self.noted, all_items)
 
@@ -268,6 +274,10 @@ class Arena:
             self.catalogue.enrol(item)
         for entrant in self.entrants:
             entrant.reserve()
+
+    def _ahead(self, exposures: int) -> int:
+        """How many items had more events."""
+        return int(np.count_nonzero(self.catalogue.events[: len(self.catalogue)] > exposures))
 
     def _user(self, user: str) -> _User:
         found = self.users.get(user)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["coverage", "faded_mean", "gains", "gini", "hits", "reciprocals", "sliding_means"]
+__all__ = ["coverage", "faded_mean", "gains", "gini", "hits", "mean_of", "reciprocals", "sliding_means"]
 
 Doubles = NDArray[np.float64]
 
@@ -95,3 +95,8 @@ def faded_mean(values: Doubles, fading: float) -> float:
     age = np.arange(len(values) - 1, -1, -1, dtype=np.float64)
     weights = fading**age
     return float((weights * values).sum() / weights.sum())
+
+
+def mean_of(values: NDArray[np.generic]) -> float:
+    """Mean as a float; 0 of nothing."""
+    return float(np.asarray(values, dtype=np.float64).mean()) if len(values) else 0.0

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from online_models.evaluation.arena import Arena, Entrant, Evaluated
 from online_models.evaluation.interactions import Interaction, weight_of
 
-__all__ = ["PROTOCOLS", "Run", "last_positive_out", "prequential", "run_protocol", "temporal"]
+__all__ = ["PROTOCOLS", "Run", "held_out", "last_positive_out", "prequential", "run_protocol", "temporal"]
 
 PROTOCOLS = ("prequential", "last-positive-out", "temporal")
 Progress = Callable[[int], None]
@@ -39,6 +39,7 @@ class Run:
     user: NDArray[np.int32]
     history: NDArray[np.int64]
     exposures: NDArray[np.int64]
+    popular: NDArray[np.bool_]
 
     def ranks(self, entrant: Entrant) -> NDArray[np.float64]:
         return np.array(entrant.ranks, dtype=np.float64)
@@ -103,8 +104,7 @@ def last_positive_out(
     the held-out one are learned too: use this to compare with figures that were got so, not for claims.
     """
     arena = Arena(models, categories)
-    held = {event.user: place for place, event in enumerate(events) if _is_positive(event, positive_from)}
-    out = sorted(held.values())
+    out = held_out(events, positive_from)
     without = set(out)
     for place, event in enumerate(events):
         if place not in without:
@@ -115,6 +115,16 @@ def last_positive_out(
         arena.judge(place, events[place], all_items=True)
         arena.rate(events[place])
     return _run("last-positive-out", arena, len(events))
+
+
+def held_out(events: Sequence[Interaction], positive_from: float = 4.0) -> list[int]:
+    """Places of each user's last positive event, ascending: what `last_positive_out` judges.
+
+    >>> held_out([Interaction("ann", "x"), Interaction("ann", "y"), Interaction("bob", "x", -1.0)])
+    [1]
+    """
+    held = {event.user: place for place, event in enumerate(events) if _is_positive(event, positive_from)}
+    return sorted(held.values())
 
 
 def run_protocol(
@@ -182,4 +192,5 @@ def _run(protocol: str, arena: Arena, events: int) -> Run:
         user=np.array(arena.user, dtype=np.int32),
         history=np.array(arena.history, dtype=np.int64),
         exposures=np.array(arena.exposures, dtype=np.int64),
+        popular=np.array(arena.popular, dtype=np.bool_),
     )

@@ -110,7 +110,9 @@ def _slice_section(models: Sequence[ModelFigures], kind: str) -> str:
     head = ["model", *(f"{name} (n = {n:,})" for name, n in zip(names, judged, strict=True))]
     titles = {
         "history": "By events of the user before", "item_exposures": "By events of the item before",
+        "user_events": "The first events of each user", "item_popularity": "By the item's popularity then",
         "stream": "By place in the stream", "user_event": "First and last judged event of each user",
+        "search": "The events on which parameters were searched, and those after",
     }  # fmt: skip
     return (
         f"<h3>{titles.get(kind, escape(kind))}</h3>{charts.bars(names, series, 'HR@10')}{_table(head, rows)}"

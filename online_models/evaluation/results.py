@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from itertools import combinations
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -11,8 +12,10 @@ from numpy.typing import NDArray
 
 from online_models.evaluation import metrics
 from online_models.evaluation.arena import Entrant
+from online_models.evaluation.comparison import Comparison, compare
+from online_models.evaluation.metrics import mean_of
 from online_models.evaluation.protocols import Run
-from online_models.evaluation.significance import mcnemar, paired_bootstrap
+from online_models.evaluation.slices import Flags, slices
 
 __all__ = [
     "Comparison",
@@ -27,7 +30,6 @@ __all__ = [
 FADING = 0.999
 MOST_POINTS = 500
 """Points of a window curve at most."""
-Flags = NDArray[np.bool_]
 
 
 class SliceFigures(msgspec.Struct, frozen=True, kw_only=True):
@@ -72,23 +74,14 @@ class ModelFigures(msgspec.Struct, frozen=True, kw_only=True):
     """Microseconds to learn an event, mean over learned events."""
     slices: dict[str, dict[str, SliceFigures]]
     windows: list[WindowFigures]
-
-
-class Comparison(msgspec.Struct, frozen=True, kw_only=True):
-    """Two models on the same events: who hit what alone, and the difference in NDCG@10 (model - against)."""
-
-    model: str
-    against: str
-    hits_only_model: int
-    hits_only_against: int
-    p_value: float
-    ndcg_difference: float
-    interval_95: tuple[float, float]
+    parameters: dict[str, bool | int | float | str]
+    """Parameters that differ from the defaults, because they were given or found by a search."""
 
 
 class Evaluation(msgspec.Struct, frozen=True, kw_only=True):
     """All of a run. `judged` counts the events on which models were asked, `repeats` those that were not
-    because the user had had the item."""
+    because the user had had the item; `searched_on_events` how many of the first events parameters were
+    searched on, null where they were not."""
 
     dataset: str
     events: int
@@ -98,12 +91,21 @@ class Evaluation(msgspec.Struct, frozen=True, kw_only=True):
     judged: int
     repeats: int
     window: int
+    searched_on_events: int | None
     models: list[ModelFigures]
     comparisons: list[Comparison]
 
 
-def summarise(run: Run, dataset: str, window: int = 5000, seed: int = 0) -> Evaluation:
-    """The figures of a run, models in the order in which they were given.
+def summarise(
+    run: Run,
+    dataset: str,
+    window: int = 5000,
+    seed: int = 0,
+    parameters: Mapping[str, Mapping[str, Any]] | None = None,
+    searched: int | None = None,
+) -> Evaluation:
+    """The figures of a run, models in the order in which they were given; `parameters` are stated by model,
+    and figures before and after the first `searched` events are given apart.
 
     >>> from online_models.evaluation.interactions import Interaction
     >>> from online_models.evaluation.protocols import prequential
@@ -113,7 +115,7 @@ def summarise(run: Run, dataset: str, window: int = 5000, seed: int = 0) -> Eval
     >>> found.judged, found.models[0].hr_at_10, found.models[0].slices["history"]["0"].hr_at_10
     (8, 0.75, 0.75)
     """
-    parts = _slices(run)
+    parts, stated = slices(run, searched), parameters or {}
     return Evaluation(
         dataset=dataset,
         events=run.events,
@@ -123,32 +125,19 @@ def summarise(run: Run, dataset: str, window: int = 5000, seed: int = 0) -> Eval
         judged=len(run.event),
         repeats=run.repeats,
         window=window,
-        models=[_figures(run, entrant, parts, window) for entrant in run.entrants],
-        comparisons=[compare(run, one, other, seed) for one, other in combinations(run.entrants, 2)],
-    )
-
-
-def compare(run: Run, one: Entrant, other: Entrant, seed: int = 0) -> Comparison:
-    """Paired comparison on all judged events; `model` is the one with the higher NDCG@10."""
-    gains = {entrant.name: metrics.gains(run.ranks(entrant)) for entrant in (one, other)}
-    better, worse = (other, one) if gains[other.name].sum() > gains[one.name].sum() else (one, other)
-    hit, other_hit = metrics.hits(run.ranks(better), 10), metrics.hits(run.ranks(worse), 10)
-    only, only_other = int((hit & ~other_hit).sum()), int((other_hit & ~hit).sum())
-    difference = gains[better.name] - gains[worse.name]
-    return Comparison(
-        model=better.name,
-        against=worse.name,
-        hits_only_model=only,
-        hits_only_against=only_other,
-        p_value=mcnemar(only, only_other),
-        ndcg_difference=_mean(difference),
-        interval_95=paired_bootstrap(difference, run.user, seed=seed),
+        searched_on_events=searched,
+        models=[
+            _figures(run, entrant, parts, window, dict(stated.get(entrant.name, {})))
+            for entrant in run.entrants
+        ],
+        comparisons=[compare(run, one, other, seed, window) for one, other in combinations(run.entrants, 2)],
     )
 
 
 def _figures(
-    run: Run, entrant: Entrant, parts: Mapping[str, Mapping[str, Flags]], window: int
-) -> ModelFigures:
+    run: Run, entrant: Entrant, parts: Mapping[str, Mapping[str, Flags]], window: int,
+    parameters: dict[str, bool | int | float | str],
+) -> ModelFigures:  # fmt: skip
     ranks = run.ranks(entrant)
     hit, gain = metrics.hits(ranks, 10).astype(np.float64), metrics.gains(ranks)
     shown = entrant.shown[: run.items]
@@ -156,11 +145,11 @@ def _figures(
     return ModelFigures(
         model=entrant.name,
         judged=len(ranks),
-        hr_at_10=_mean(hit),
-        ndcg_at_10=_mean(gain),
-        hr_at_50=_mean(metrics.hits(ranks, 50)),
-        mrr=_mean(metrics.reciprocals(ranks)),
-        recall_at_10=_mean(hit),
+        hr_at_10=mean_of(hit),
+        ndcg_at_10=mean_of(gain),
+        hr_at_50=mean_of(metrics.hits(ranks, 50)),
+        mrr=mean_of(metrics.reciprocals(ranks)),
+        recall_at_10=mean_of(hit),
         coverage_at_10=metrics.coverage(shown),
         novelty=entrant.surprise / max(entrant.listed, 1),
         diversity=entrant.apart / entrant.pairs if entrant.pairs else None,
@@ -177,38 +166,14 @@ def _figures(
             for kind, found in parts.items()
         },
         windows=_windows(run, hit, gain, window),
+        parameters=parameters,
     )
 
 
-def _slices(run: Run) -> dict[str, dict[str, Flags]]:
-    """Parts of the judged events by what was known of user and item, and by place in the stream."""
-    history, exposures, place = run.history, run.exposures, run.event / max(run.events, 1)
-    parts = {
-        "history": {
-            "0": history == 0,
-            "1-4": (history >= 1) & (history <= 4),
-            "5-9": (history >= 5) & (history <= 9),
-            "10+": history >= 10,
-        },
-        "item_exposures": {"0-4": exposures <= 4, "5+": exposures >= 5},
-        "stream": {"first 20%": place < 0.2, "last 80%": place >= 0.2, "last 70%": place >= 0.3},
-    }
-    if run.protocol == "temporal":
-        parts["user_event"] = {
-            "first": _first_of_each(run.user),
-            "last": _first_of_each(run.user[::-1])[::-1],
-        }
-    return parts
-
-
-def _first_of_each(user: NDArray[np.int32]) -> Flags:
-    first = np.zeros(len(user), dtype=np.bool_)
-    first[np.unique(user, return_index=True)[1]] = True
-    return first
-
-
 def _slice(hit: NDArray[np.float64], gain: NDArray[np.float64], chosen: Flags) -> SliceFigures:
-    return SliceFigures(judged=int(chosen.sum()), hr_at_10=_mean(hit[chosen]), ndcg_at_10=_mean(gain[chosen]))
+    return SliceFigures(
+        judged=int(chosen.sum()), hr_at_10=mean_of(hit[chosen]), ndcg_at_10=mean_of(gain[chosen])
+    )
 
 
 def _windows(
@@ -223,7 +188,3 @@ def _windows(
         WindowFigures(judged=end, event=int(run.event[end - 1]), hr_at_10=hr, ndcg_at_10=ndcg)
         for end, hr, ndcg in zip(ends.tolist(), hit_means.tolist(), gain_means.tolist(), strict=True)
     ]
-
-
-def _mean(values: NDArray[np.generic]) -> float:
-    return float(np.asarray(values, dtype=np.float64).mean()) if len(values) else 0.0

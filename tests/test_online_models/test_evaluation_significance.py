@@ -13,9 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from online_models import CoVisitation, DecayedPopularity
+from online_models.evaluation.comparison import compare
 from online_models.evaluation.interactions import Interaction
 from online_models.evaluation.protocols import prequential
-from online_models.evaluation.results import compare, summarise
+from online_models.evaluation.results import summarise
 from online_models.evaluation.significance import mcnemar, paired_bootstrap
 
 

@@ -25,7 +25,7 @@ USERS, ITEMS = 20, 15
 KEYS = {
     "model", "judged", "hr_at_10", "ndcg_at_10", "hr_at_50", "mrr", "recall_at_10", "coverage_at_10",
     "novelty", "diversity", "gini", "rmse", "hr_at_10_faded", "ndcg_at_10_faded", "seconds",
-    "events_per_second", "score_us", "learn_us", "slices", "windows",
+    "events_per_second", "score_us", "learn_us", "slices", "windows", "parameters",
 }  # fmt: skip
 
 
@@ -70,7 +70,8 @@ def test_one_object_with_all_that_was_promised(ratings: Path) -> None:
         assert model["rmse"] is None
         assert 0 < model["diversity"] < 1
         assert set(model["slices"]["history"]) == {"0", "1-4", "5-9", "10+"}
-        assert set(model["slices"]["item_exposures"]) == {"0-4", "5+"}
+        assert set(model["slices"]["item_exposures"]) == {"0", "1-4", "0-4", "5+"}
+        assert set(model["slices"]["user_events"]) == {"first 1", "first 2", "first 5", "first 10"}
         assert model["windows"][-1]["judged"] == 160
         assert model["events_per_second"] == pytest.approx(160 / model["seconds"])
     assert len(found["comparisons"]) == 3

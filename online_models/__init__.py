@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from online_models.popularity import DecayedPopularity
     from online_models.session_knn import SessionKNN
     from online_models.settings import ModelSettings
+    from online_models.stage_popularity import StagePopularity
+    from online_models.trending import Trending
     from online_models.user_knn import UserKNN
 
 __all__ = [
@@ -50,10 +52,13 @@ __all__ = [
     "RecencyEASE",
     "SessionKNN",
     "SnapshotMismatchError",
+    "StagePopularity",
+    "Trending",
     "UserKNN",
 ]
 
 _MODULE_OF = {
+    "Trending": "trending",
     "BPR": "bpr",
     "BiasedMF": "biased_mf",
     "IALS": "ials",
@@ -75,6 +80,7 @@ _MODULE_OF = {
     "RecencyEASE": "ease",
     "SessionKNN": "session_knn",
     "SnapshotMismatchError": "errors",
+    "StagePopularity": "stage_popularity",
 }
 
 

@@ -22,6 +22,8 @@ _CLASSES = {
     "item_knn": "ItemKNN",
     "popularity": "DecayedPopularity",
     "session_knn": "SessionKNN",
+    "stage_popularity": "StagePopularity",
+    "trending": "Trending",
     "user_knn": "UserKNN",
 }
 """Module of this package to class."""

@@ -235,15 +235,19 @@ class OnlineRanker(Ranker, abc.ABC):
     ) -> list[list[tuple[str, float]]]:
         """For each user the k best known items with their scores, by falling score, then item id: what
         sorting `predict_one` of every item gives, less those in exclude[user]."""
-        known = [row for row, item_id in enumerate(self.items.ids) if item_id]
-        by_id = np.array(sorted(known, key=self.items.ids.__getitem__), dtype=np.int32)
+        by_id = self.items.rows_by_id()
         lists = []
         for user in users:
             without = self.items.rows((exclude or {}).get(user, ()))
-            rows = by_id[~np.isin(by_id, without)]
+            rows = by_id[~np.isin(by_id, without)] if len(without) else by_id
             scores = self.score_rows(user, rows)
-            best = np.argsort(-scores, kind="stable")[:k].tolist()
-            lists.append([(self.items.ids[rows[place]], float(scores[place])) for place in best])
+            best = _largest(scores, k)
+            lists.append(
+                [
+                    (self.items.ids[row], float(score))
+                    for row, score in zip(rows[best], scores[best], strict=True)
+                ]
+            )
         return lists
 
     def learn_user(self, events: Sequence[tuple[str, str, float, Context | None]]) -> LearningBatch:
@@ -368,6 +372,15 @@ def user_token(user: str) -> int:
 
 
 _RATING, _RETRACT = event_code("rating"), event_code("retract")
+
+
+def _largest(scores: NDArray[np.float32], k: int) -> NDArray[np.intp]:
+    """Places of the k largest, falling; equal ones in their order."""
+    if k >= len(scores):
+        return np.argsort(-scores, kind="stable")
+    least = np.partition(scores, len(scores) - max(k, 1))[len(scores) - max(k, 1)]
+    places = np.flatnonzero(scores >= least)
+    return places[np.argsort(-scores[places], kind="stable")[:k]]
 
 
 def _done(user: str, item: str, y: float, x: Context | None) -> Past:

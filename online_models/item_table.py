@@ -33,7 +33,7 @@ class ItemTable:
     (-1, 2)
     """
 
-    __slots__ = ("_changed", "_index_of_row", "_lists", "_row_of", "ids", "limit")
+    __slots__ = ("_by_id", "_changed", "_index_of_row", "_lists", "_row_of", "ids", "limit")
 
     def __init__(self, ids: Iterable[str] = (), limit: int = UNLIMITED) -> None:
         self.ids: list[str] = []
@@ -46,6 +46,7 @@ class ItemTable:
         self._lists = kernels.RowLists(np.zeros(0, dtype=np.int64), empty, empty, marks)
         self._index_of_row = empty
         self._changed: list[NDArray[np.int32]] = []
+        self._by_id = ((0, 0), empty)
         self.ensure(ids)
 
     def __len__(self) -> int:
@@ -76,6 +77,13 @@ class ItemTable:
         """Rows int32[n] of items, -1 where unknown. Never inserts."""
         get = self._row_of.get
         return np.array([get(item_id, UNKNOWN) for item_id in item_ids], dtype=np.int32)
+
+    def rows_by_id(self) -> NDArray[np.int32]:
+        """Rows int32[n] of all items that have one, in the order of their ids; sorted anew after a change."""
+        state = (self.epoch, self.evictions)
+        if self._by_id[0] != state:
+            self._by_id = (state, np.array([row for _, row in sorted(self._row_of.items())], dtype=np.int32))
+        return self._by_id[1]
 
     def ensure(self, item_ids: Iterable[str]) -> NDArray[np.int32]:
         """Rows int32[n] of items, with a new row for each that had none. Raises ValueError in a full table,

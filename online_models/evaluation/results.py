@@ -103,9 +103,11 @@ def summarise(
     seed: int = 0,
     parameters: Mapping[str, Mapping[str, Any]] | None = None,
     searched: int | None = None,
+    compared: bool = True,
 ) -> Evaluation:
     """The figures of a run, models in the order in which they were given; `parameters` are stated by model,
-    and figures before and after the first `searched` events are given apart.
+    figures before and after the first `searched` events are given apart, and each model is `compared` with
+    each other, which with dozens of models takes long.
 
     >>> from online_models.evaluation.interactions import Interaction
     >>> from online_models.evaluation.protocols import prequential
@@ -116,6 +118,7 @@ def summarise(
     (8, 0.75, 0.75)
     """
     parts, stated = slices(run, searched), parameters or {}
+    pairs = combinations(run.entrants, 2) if compared else ()
     return Evaluation(
         dataset=dataset,
         events=run.events,
@@ -130,7 +133,7 @@ def summarise(
             _figures(run, entrant, parts, window, dict(stated.get(entrant.name, {})))
             for entrant in run.entrants
         ],
-        comparisons=[compare(run, one, other, seed, window) for one, other in combinations(run.entrants, 2)],
+        comparisons=[compare(run, one, other, seed, window) for one, other in pairs],
     )
 
 

@@ -18,7 +18,7 @@ from online_models.evaluation.interactions import Interaction
 from streams.cli import cli
 from streams.datasets import Dataset
 from streams.errors import DatasetError, FreshetError
-from streams.evaluate_command import Interactions
+from streams.interactions import Interactions
 from streams.events import EVENT_TYPES, Event, Item
 
 USERS, ITEMS = 20, 15

@@ -12,7 +12,9 @@ if TYPE_CHECKING:
     from online_models.base import OnlineRanker
     from online_models.biased_mf import BiasedMF
     from online_models.bpr import BPR
+    from online_models.content import ContentModel
     from online_models.covisitation import CoVisitation
+    from online_models.cross_domain import CrossDomain
     from online_models.eals import EALS
     from online_models.ease import RecencyEASE
     from online_models.errors import OnlineModelError, SnapshotMismatchError
@@ -39,6 +41,8 @@ __all__ = [
     "BatchRows",
     "BiasedMF",
     "CoVisitation",
+    "ContentModel",
+    "CrossDomain",
     "DecayedPopularity",
     "FactorTable",
     "Fusion",
@@ -68,6 +72,8 @@ _MODULE_OF = {
     "ISGD": "isgd",
     "BatchRows": "learning_batch",
     "CoVisitation": "covisitation",
+    "ContentModel": "content",
+    "CrossDomain": "cross_domain",
     "DecayedPopularity": "popularity",
     "FactorTable": "factor_table",
     "Fusion": "fusion",

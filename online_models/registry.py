@@ -13,7 +13,9 @@ __all__ = ["MODEL_NAMES", "make_model", "model_class"]
 _CLASSES = {
     "biased_mf": "BiasedMF",
     "bpr": "BPR",
+    "content": "ContentModel",
     "covisitation": "CoVisitation",
+    "cross_domain": "CrossDomain",
     "eals": "EALS",
     "ease": "RecencyEASE",
     "fusion": "Fusion",

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from online_models.errors import OnlineModelError, SnapshotMismatchError
     from online_models.factor_table import FactorTable
     from online_models.fusion import Fusion
+    from online_models.group_popularity import GroupPopularity
     from online_models.ials import IALS
     from online_models.isgd import ISGD
     from online_models.item_knn import ItemKNN
@@ -46,6 +47,7 @@ __all__ = [
     "DecayedPopularity",
     "FactorTable",
     "Fusion",
+    "GroupPopularity",
     "ItemKNN",
     "ItemState",
     "ItemTable",
@@ -62,6 +64,7 @@ __all__ = [
 ]
 
 _MODULE_OF = {
+    "GroupPopularity": "group_popularity",
     "Trending": "trending",
     "BPR": "bpr",
     "BiasedMF": "biased_mf",

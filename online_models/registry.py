@@ -19,6 +19,7 @@ _CLASSES = {
     "eals": "EALS",
     "ease": "RecencyEASE",
     "fusion": "Fusion",
+    "group_popularity": "GroupPopularity",
     "ials": "IALS",
     "isgd": "ISGD",
     "item_knn": "ItemKNN",

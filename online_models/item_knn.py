@@ -8,10 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from online_models import item_knn_kernels, kernels
-from online_models.base import RECENT_KEPT, Arrays, OnlineRanker, contiguous_rows, user_token
-from online_models.forward_decay import half_lives_since, halvings_due, require_half_life
+from online_models.base import PAIRS, RECENT_KEPT, Arrays, OnlineRanker, contiguous_rows, user_token
+from online_models.forward_decay import half_lives_since, halvings_due, new_clock, require_half_life
 from online_models.item_table import UNLIMITED, grown
-from online_models.learning_batch import BatchRows, LearningBatch
+from online_models.learning_batch import MAX_ABS_WEIGHT, BatchRows, LearningBatch
 from online_models.user_histories import UserHistories
 
 __all__ = ["ItemKNN"]
@@ -43,6 +43,11 @@ class ItemKNN(OnlineRanker):
     half-life, n_ij and n_i fade together by event time (forward decay), and a late event counts with its
     age; use some shrinkage then, for items that were hardly used of late.
 
+    Withdrawn events leave the counts that there would be without them, to float32's rounding of the largest
+    (fading counts take some shrinkage for that too), except for entries that a full row dropped meanwhile.
+    "adjusted_cosine" takes the user's later ratings back and learns them anew against means without the
+    withdrawn one, within his last `history_length` ratings; what is older than these stays as it is.
+
     Parameters: measure, shrinkage lambda, neighbours, history_length, query_length L, query_decay d,
     half_life_s (seconds of event time; 0 = no decay), max_users, seed (unused).
 
@@ -57,6 +62,8 @@ class ItemKNN(OnlineRanker):
     >>> model.predict_one("bob", "A") == model.predict_one("bob", "E"), model.predict_one("bob", "unknown")
     (True, 0.0)
     """
+
+    learns = PAIRS
 
     def __init__(
         self,
@@ -94,8 +101,7 @@ class ItemKNN(OnlineRanker):
 
     def apply(self, batch: LearningBatch, rows: BatchRows) -> None:
         self._reserve_rows(len(self.items))
-        others, own, values = self._pairs_of(batch, rows)
-        size = own * own if self._is_rated else np.abs(own)
+        others, own, values, size = self._pairs_of(batch, rows)
         growth = np.ones(len(batch), dtype=np.float64)
         event, changed, n = 0, 0, len(batch)
         while event < n:
@@ -111,6 +117,25 @@ class ItemKNN(OnlineRanker):
                     self._is_rated, gain, self._pool, self._mass, self._inverse, self._met,
                     self.measure != "count", self.neighbours, self._room,
                 )  # fmt: skip
+
+    def unlearn(self, batch: LearningBatch, rows: BatchRows) -> None:
+        self._reserve_rows(len(self.items))
+        growth = np.empty(len(batch), dtype=np.float64)
+        kernels.past_growth(batch.time_ms, self._clock, self.half_life_s * 1000.0, growth)
+        others, own, values, size = self._pairs_of(batch, rows, taken_back=True)
+        item_knn_kernels.item_knn_unlearn(
+            rows.item, others, own * growth, values, self._is_rated, size * growth, self._pool, self._mass,
+            self._inverse, self._met, self.measure != "count",
+        )  # fmt: skip
+
+    def forget_rows(self, rows: NDArray[np.int32]) -> None:
+        self._reserve_rows(len(self.items))
+        item_knn_kernels.item_knn_forget(rows, self._pool, self._mass, self._inverse)
+        if self._is_rated:
+            self._histories.forget_items(rows)
+
+    def forget_users(self, tokens: NDArray[np.uint64]) -> None:
+        self._histories.forget_users(tokens)
 
     def score(
         self,
@@ -191,21 +216,27 @@ class ItemKNN(OnlineRanker):
         return (8 + 4 + 4 + 8 + 4 + 4 + 1) * len(self.items) + 8 * int(self._pool.marks[0]) + users
 
     def _pairs_of(
-        self, batch: LearningBatch, rows: BatchRows
-    ) -> tuple[NDArray[np.int32], NDArray[np.float64], NDArray[np.float32]]:
-        """Of each event: other items int32[n, R], the item's own value float64[n] and the others', float32[n,
-        R] (of no columns where they are all 1)."""
+        self, batch: LearningBatch, rows: BatchRows, taken_back: bool = False
+    ) -> tuple[NDArray[np.int32], NDArray[np.float64], NDArray[np.float32], NDArray[np.float64]]:
+        """Of each event: other items int32[n, R], the item's own value float64[n], the others', float32[n, R]
+        (of no columns where they are all 1), and what it adds to the item's mass float64[n]."""
         n = len(batch)
         if not self._is_rated:
-            nearest = contiguous_rows(rows.recent[:, : self.history_length])
-            return nearest, batch.weight.astype(np.float64), np.zeros((n, 0), dtype=np.float32)
-        self._histories.reserve(n, len(self.items), self.items.limit)
+            nearest, weight = contiguous_rows(rows.recent[:, : self.history_length]), batch.weight
+            own = weight.astype(np.float64)
+            return nearest, own, np.zeros((n, 0), dtype=np.float32), np.abs(own)
         rating = np.where(np.isfinite(batch.value), batch.value, batch.weight).astype(np.float32)
+        rating = np.clip(rating, -MAX_ABS_WEIGHT, MAX_ABS_WEIGHT)
         others = np.full((n, self.history_length), -1, dtype=np.int32)
-        own, values = np.zeros(n, dtype=np.float32), np.zeros(others.shape, dtype=np.float32)
-        every = np.ones(n, dtype=np.int8)
-        self._histories.learn((0, n), batch, rows, 0, every, rating, True, (own, others, values))
-        return others, own.astype(np.float64), values
+        found, values = np.zeros(n, dtype=np.float32), np.zeros(others.shape, dtype=np.float32)
+        every, uses = np.ones(n, dtype=np.int8), (found, others, values)
+        if taken_back:
+            self._histories.unlearn(batch, rows, every, rating, uses)
+        else:
+            self._histories.reserve(n, len(self.items), self.items.limit)
+            self._histories.learn((0, n), batch, rows, 0, every, rating, True, uses)
+        own = found.astype(np.float64)
+        return others, own, values, own * own
 
     def _clear(self) -> None:
         marks = np.full(1 + item_knn_kernels.FREE_LISTS, -1, dtype=np.int64)
@@ -222,7 +253,7 @@ class ItemKNN(OnlineRanker):
         self._inverse = np.zeros(0, dtype=np.float32)
         self._met = np.zeros(0, dtype=np.uint8)
         self._total = np.zeros(1, dtype=np.float32)
-        self._clock = np.full(2, -1, dtype=np.int64)  # landmark, newest event; ms, -1 = no event yet
+        self._clock = new_clock()
         self._decays = (self.query_decay ** np.arange(self.query_length)).astype(np.float32)
         self._histories.clear()
 

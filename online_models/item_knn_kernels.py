@@ -15,16 +15,18 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from online_models.kernels import GIVEN, GONE_COUNT, SWEEP, kernel
+from online_models.kernels import GIVEN, GONE, GONE_COUNT, SWEEP, kernel
 
 __all__ = [
     "FORGOTTEN",
     "FREE_LISTS",
     "Neighbourhoods",
     "block_size",
+    "item_knn_forget",
     "item_knn_learn",
     "item_knn_probe",
     "item_knn_scan",
+    "item_knn_unlearn",
     "read_rows",
     "write_rows",
 ]
@@ -34,6 +36,13 @@ FORGOTTEN = -1
 """`Neighbourhoods.capacity` of a row whose item is gone; entries that name it are dropped as they are met."""
 FREE_LISTS = 20
 """Block sizes that there may be: 8 to 2**22 entries."""
+
+MAX_PAIR = 1e14
+"""Bounds an entry, so that no product of what is kept overflows; 100 million uses don't reach it."""
+ROUNDING = 1e-6
+"""An entry of which less than this share of what is taken back remains is 0: it was nothing else."""
+GONE_MASS = 1e-12
+"""The same for an item's mass, in float64."""
 
 Floats = NDArray[np.float32]
 Doubles = NDArray[np.float64]
@@ -150,15 +159,39 @@ def _add(pool: Neighbourhoods, row: int, key: int, amount: float, inverse: Float
     if capacity > 0:
         place = _place(pool.keys, pool.start[row], capacity, key)
         if pool.keys[place] == key:
-            pool.values[place] += np.float32(amount)
+            pool.values[place] = min(max(pool.values[place] + amount, -MAX_PAIR), MAX_PAIR)
             return
     if pool.used[row] >= neighbours:
         _keep(pool, row, inverse, neighbours // 2)
     if 4 * (pool.used[row] + 1) > 3 * capacity:
         _grow(pool, row)
     place = _place(pool.keys, pool.start[row], np.int64(pool.capacity[row]), key)
-    pool.keys[place], pool.values[place] = key, np.float32(amount)
+    pool.keys[place], pool.values[place] = key, min(max(amount, -MAX_PAIR), MAX_PAIR)
     pool.used[row] += 1
+
+
+@kernel
+def _subtract(pool: Neighbourhoods, row: int, key: int, amount: float) -> None:
+    """Take an amount from a row's entry, which goes when nothing is left; one that was dropped stays away."""
+    capacity, start = np.int64(pool.capacity[row]), pool.start[row]
+    if capacity <= 0:
+        return
+    place = _place(pool.keys, start, capacity, key)
+    if pool.keys[place] != key:
+        return
+    left = min(max(pool.values[place] - amount, -MAX_PAIR), MAX_PAIR)
+    if abs(left) > ROUNDING * abs(amount):
+        pool.values[place] = left
+        return
+    pool.used[row] -= 1
+    pool.keys[place], pool.values[place] = -1, 0.0
+    offset = (place - start + 1) & (capacity - 1)  # those behind it that hashed before it move up
+    while pool.keys[start + offset] >= 0:
+        moved, value = pool.keys[start + offset], pool.values[start + offset]
+        pool.keys[start + offset], pool.values[start + offset] = -1, 0.0
+        place = _place(pool.keys, start, capacity, moved)
+        pool.keys[place], pool.values[place] = moved, value
+        offset = (offset + 1) & (capacity - 1)
 
 
 @kernel
@@ -219,6 +252,40 @@ def item_knn_learn(
         elif mass[target] >= GONE_COUNT:
             inverse[target] = 1.0 / np.sqrt(mass[target])
     return last, changed
+
+
+@kernel
+def item_knn_unlearn(
+    item: Ints, others: Ints, amount: Doubles, other_values: Floats, valued: bool, gain: Doubles,
+    pool: Neighbourhoods, mass: Doubles, inverse: Floats, met: NDArray[np.uint8], normalised: bool,
+) -> None:  # fmt: skip
+    """Take events back, whose arguments are those that `item_knn_learn` had; what a full row dropped is not
+    missed. An item of which no event is left is as unused."""
+    width = others.shape[1]
+    for event in range(item.shape[0]):
+        target = item[event]
+        for place in range(width):
+            source = others[event, place]
+            if source >= 0 and source != target and met[source] == 0:
+                met[source] = 1
+                pair = amount[event] * (other_values[event, place] if valued else 1.0)
+                _subtract(pool, source, target, pair)
+                _subtract(pool, target, source, pair)
+        for place in range(width):
+            if others[event, place] >= 0:
+                met[others[event, place]] = 0
+        mass[target] -= gain[event]
+        if mass[target] < max(GONE_MASS * gain[event], GONE_COUNT):
+            mass[target], inverse[target] = 0.0, 0.0
+        elif normalised:
+            inverse[target] = 1.0 / np.sqrt(mass[target])
+
+
+@kernel
+def item_knn_forget(rows: Ints, pool: Neighbourhoods, mass: Doubles, inverse: Floats) -> None:
+    """Forget items; entries that name them go when they are met."""
+    for row in rows:
+        _follow(pool, GONE, row, 0, mass, inverse)
 
 
 @kernel

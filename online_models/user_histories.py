@@ -11,14 +11,18 @@ from numpy.typing import NDArray
 from online_models import user_histories_kernels as kernels
 from online_models.base import Arrays
 from online_models.item_table import UNLIMITED, grown
-from online_models.learning_batch import BatchRows, LearningBatch
+from online_models.learning_batch import PAIR, UNPAIR, BatchRows, LearningBatch
 from online_models.user_histories_kernels import Histories
 
-__all__ = ["UserHistories"]
+__all__ = ["UserHistories", "Uses"]
 
-_NODE_ARRAYS = ("row", "value", "older", "newer")
+Uses = tuple[NDArray[np.float32], NDArray[np.int32], NDArray[np.float32]]
+"""Of n events: float32[n] values of their uses, and the users' uses before them, newest first: int32[n, R]
+rows and float32[n, R] values."""
+
+_NODE_ARRAYS = ("row", "value", "time_ms", "older", "newer")
 _ITEM_ARRAYS = ("head",)
-_USER_ARRAYS = ("token", "uses", "held", "total", "idler", "fresher")
+_USER_ARRAYS = ("token", "uses", "held", "total", "owed", "idler", "fresher")
 _NO_ROW = ("row", "older", "newer", "head")
 
 
@@ -26,9 +30,12 @@ class UserHistories:
     """The newest `length` uses of each of at most `max_users` users, who are told apart by token.
 
     A use is an item and a float32 value, of which only its model knows the meaning. An item stands once in a
-    history: using it again moves it to the front, and leaves a hole where it stood. A new user who finds
-    `max_users` takes the place of the one idle longest; an item that loses its row leaves every history.
-    An event costs `length` steps at most, whatever the number of users and items.
+    history: using it again moves it to the front, and the place where it stood counts on. A new user who
+    finds `max_users` takes the place of the one idle longest; an item that loses its row leaves every
+    history. An event costs `length` steps at most, whatever the number of users and items.
+
+    A use that is withdrawn leaves no place behind, and an older use of the same item comes back, if it is
+    still within the `length` newest: then the history is what it would be without it.
     """
 
     __slots__ = ("length", "max_users", "store")
@@ -62,15 +69,38 @@ class UserHistories:
         sign: NDArray[np.int8],
         value: NDArray[np.float32],
         centred: bool,
-        out: tuple[NDArray[np.float32], NDArray[np.int32], NDArray[np.float32]],
+        out: Uses,
     ) -> int:
         """Move the histories on by events span[0] to span[1] - 1 and the table changes from `changed` on;
         returns the first change that is left. `sign`, `value`, `centred` and `out`: see `histories_learn`.
         """
         return kernels.histories_learn(
-            span[0], span[1], rows.changes, changed, batch.user, rows.item, sign, value, centred, self.store,
-            self.max_users, self.length, out[0], out[1], out[2],
+            span[0], span[1], rows.changes, changed, batch.user, rows.item, sign, value, batch.time_ms,
+            centred, batch.kind == PAIR, self.store, self.max_users, self.length, *out,
         )  # fmt: skip
+
+    def unlearn(
+        self,
+        batch: LearningBatch,
+        rows: BatchRows,
+        sign: NDArray[np.int8],
+        value: NDArray[np.float32],
+        out: Uses,
+    ) -> None:
+        """Take the events of a batch back, newest first; see `histories_unlearn`."""
+        kernels.histories_unlearn(
+            batch.user, rows.item, sign, value, batch.time_ms, batch.kind == UNPAIR, self.store, self.length,
+            *out,
+        )  # fmt: skip
+
+    def forget_items(self, rows: NDArray[np.int32]) -> None:
+        """Take items out of every history."""
+        known = np.ascontiguousarray(rows[rows < len(self.store.head)], dtype=np.int32)
+        kernels.histories_forget_items(known, self.store, self.length)
+
+    def forget_users(self, tokens: NDArray[np.uint64]) -> None:
+        """Drop users' histories."""
+        kernels.histories_forget_users(tokens, self.store, self.length)
 
     def newest_items(self, token: int, count: int) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
         """Rows int32[m] and values float32[m] of a user's newest uses, newest first; m <= count."""
@@ -102,7 +132,7 @@ class UserHistories:
 
     def nbytes(self) -> int:
         """Bytes of the users and items in use."""
-        per_user = 8 + 8 + 4 + 8 + 4 + 4 + self.length * 16
+        per_user = 8 + 8 + 4 + 8 + 4 + 4 + 4 + self.length * 24
         return per_user * len(self) + int(self.store.head.nbytes)
 
     def to_arrays(self, name: str, items: int) -> Arrays:
@@ -132,9 +162,10 @@ class UserHistories:
         """Forget everybody."""
         int32, float64 = np.zeros(0, dtype=np.int32), np.zeros(0, dtype=np.float64)
         self.store = Histories(
-            row=int32, value=np.zeros(0, dtype=np.float32), older=int32, newer=int32, head=int32,
-            token=np.zeros(0, dtype=np.uint64), uses=np.zeros(0, dtype=np.int64), held=int32,
-            total=float64, idler=int32, fresher=int32, index=np.full(2, -1, dtype=np.int32),
+            row=int32, value=np.zeros(0, dtype=np.float32), time_ms=np.zeros(0, dtype=np.int64),
+            older=int32, newer=int32, head=int32, token=np.zeros(0, dtype=np.uint64),
+            uses=np.zeros(0, dtype=np.int64), held=int32, total=float64, owed=int32, idler=int32,
+            fresher=int32, index=np.full(2, -1, dtype=np.int32),
             marks=np.array([0, -1, -1], dtype=np.int64),
         )  # fmt: skip
 

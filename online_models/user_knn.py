@@ -8,11 +8,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from online_models import kernels, user_knn_kernels
-from online_models.base import RECENT_KEPT, Arrays, OnlineRanker, contiguous_rows, user_token
-from online_models.forward_decay import half_lives_since, halvings_due, require_half_life
+from online_models.base import COUNTS, RECENT_KEPT, Arrays, OnlineRanker, contiguous_rows, user_token
+from online_models.forward_decay import half_lives_since, halvings_due, new_clock, require_half_life
 from online_models.item_table import UNLIMITED, grown
 from online_models.learning_batch import BatchRows, LearningBatch
-from online_models.user_histories import UserHistories
+from online_models.user_histories import UserHistories, Uses
 
 __all__ = ["UserKNN"]
 
@@ -34,8 +34,9 @@ class UserKNN(OnlineRanker):
     H_v is the set of items in v's history, t_vi when he used i, T the newest event time. The similarity is
     exact for those sampled. A weight above 0 puts the item in front of the user's history, one below 0 ("not
     interested") takes it out; sizes of weights do not count. The user who asks is never his own neighbour.
-    An event costs history_length steps; asking costs (L sample + k) history_length at most, and one step for
-    each item asked of.
+    A use that is withdrawn leaves the history as it would be without it, as far as it is kept: what had left
+    it by then, and what a "not interested" took out, does not come back. An event costs history_length steps;
+    asking costs (L sample + k) history_length at most, and one step for each item asked of.
 
     Parameters: neighbours k, sample, query_length L, query_decay d, history_length, max_users,
     recency_half_life_s R (seconds of event time; 0 = all uses count the same), seed (unused).
@@ -52,6 +53,8 @@ class UserKNN(OnlineRanker):
     >>> [item for item, _ in model.recommend(["eve"], 2, {"eve": "CDE"})[0]]
     ['B', 'A']
     """
+
+    learns = COUNTS
 
     def __init__(
         self,
@@ -83,15 +86,14 @@ class UserKNN(OnlineRanker):
         self.max_users = max_users
         self.recency_half_life_s = recency_half_life_s
         self._histories = UserHistories(max_users, history_length)
-        self._clock = np.full(2, -1, dtype=np.int64)  # landmark, newest event; ms, -1 = no event yet
+        self._clock = new_clock()
         self._scratch = _scratch(neighbours)
 
     def apply(self, batch: LearningBatch, rows: BatchRows) -> None:
         n = len(batch)
         self._histories.reserve(n, len(self.items), self.items.limit)
         growth, sign = np.empty(n, dtype=np.float64), np.sign(batch.weight).astype(np.int8)
-        values = np.empty(n, dtype=np.float32)
-        unread = (np.zeros(n, np.float32), np.zeros((n, 0), np.int32), np.zeros((n, 0), np.float32))
+        values, unread = np.empty(n, dtype=np.float32), _unread(n)
         event, changed = 0, 0
         while event < n:
             self._rescale(int(batch.time_ms[event]))
@@ -101,6 +103,18 @@ class UserKNN(OnlineRanker):
             values[event:last] = growth[event:last]
             changed = self._histories.learn((event, last), batch, rows, changed, sign, values, False, unread)
             event = last
+
+    def unlearn(self, batch: LearningBatch, rows: BatchRows) -> None:
+        growth = np.empty(len(batch), dtype=np.float64)
+        kernels.past_growth(batch.time_ms, self._clock, self.recency_half_life_s * 1000.0, growth)
+        sign = np.sign(batch.weight).astype(np.int8)
+        self._histories.unlearn(batch, rows, sign, growth.astype(np.float32), _unread(len(batch)))
+
+    def forget_rows(self, rows: NDArray[np.int32]) -> None:
+        self._histories.forget_items(rows)
+
+    def forget_users(self, tokens: NDArray[np.uint64]) -> None:
+        self._histories.forget_users(tokens)
 
     def score(
         self, token: int, recent_rows: NDArray[np.int32], candidate_rows: NDArray[np.int32]
@@ -170,6 +184,10 @@ class UserKNN(OnlineRanker):
                 met=grown(scratch.met, slots, UNLIMITED),
                 sampled=grown(scratch.sampled, slots, UNLIMITED),
             )
+
+
+def _unread(n: int) -> Uses:
+    return np.zeros(n, np.float32), np.zeros((n, 0), np.int32), np.zeros((n, 0), np.float32)
 
 
 def _scratch(neighbours: int) -> user_knn_kernels.Scratch:

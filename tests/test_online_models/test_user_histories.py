@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from online_models import ItemTable, LearningBatch
+from online_models.learning_batch import WITHDRAW
 from online_models.user_histories import UserHistories
 from online_models.user_histories_kernels import USERS
 
@@ -42,8 +43,11 @@ class Replica:
         self.histories = UserHistories(max_users, length)
         self.centred = centred
 
-    def learn(self, events: list[Event], values: list[float]) -> tuple[list[float], list[list[int]]]:
+    def learn(
+        self, events: list[Event], values: list[float], first_ms: int = 0
+    ) -> tuple[list[float], list[list[int]]]:
         batch, n = batch_of(events), len(events)
+        batch.time_ms += np.arange(first_ms, first_ms + n)
         rows = self.items.resolve(batch)
         self.histories.reserve(n, len(self.items), self.items.limit)
         own, before = np.zeros(n, dtype=np.float32), np.full((n, 4), -1, dtype=np.int32)
@@ -53,9 +57,21 @@ class Replica:
         assert left == len(rows.changes)
         return own.tolist(), before.tolist()
 
+    def unlearn(self, event: Event, value: float, time_ms: int) -> tuple[float, list[int], list[float]]:
+        batch = batch_of([event])
+        batch.time_ms[0], batch.kind = time_ms, WITHDRAW
+        batch, rows = self.items.find(batch)
+        own, before = np.zeros(1, dtype=np.float32), np.full((1, 4), -1, dtype=np.int32)
+        values, sign = np.zeros((1, 4), dtype=np.float32), np.array([event[2]], dtype=np.int8)
+        if len(batch):
+            given = np.array([value], dtype=np.float32)
+            self.histories.unlearn(batch, rows, sign, given, (own, before, values))
+        return float(own[0]), before[0].tolist(), values[0].tolist()
+
 
 class Plain:
-    """The same with dictionaries: token to the last `length` uses (item, value), None where one is gone."""
+    """The same with dictionaries: token to the last `length` uses (item, value), None where one is gone. Of
+    an item that is there twice, the newer use counts."""
 
     def __init__(self, max_users: int, length: int, max_items: int) -> None:
         self.max_users, self.length, self.room = max_users, length, max_items - max_items // 32
@@ -64,9 +80,7 @@ class Plain:
 
     def learn(self, token: int, item: int, sign: int, value: float) -> None:
         if item not in self.items and len(self.items) == self.room:
-            gone = self.items.popitem(last=False)[0]
-            for token_of, uses in self.users.items():
-                self.users[token_of] = [None if use and use[0] == gone else use for use in uses]
+            self.forget_item(next(iter(self.items)))
         self.items[item] = None
         self.items.move_to_end(item)
         if token == 0:
@@ -75,39 +89,98 @@ class Plain:
             self.users.popitem(last=False)
         uses = self.users.setdefault(token, [])
         self.users.move_to_end(token)
-        if sign:
+        if sign < 0:
             uses[:] = [None if use and use[0] == item else use for use in uses]
         if sign > 0:
             uses[:] = [*uses, (item, value)][-self.length :]
 
+    def forget_item(self, item: int) -> None:
+        del self.items[item]
+        for token, uses in self.users.items():
+            self.users[token] = [None if use and use[0] == item else use for use in uses]
+
+    def withdraw(self, token: int, item: int, value: float) -> None:
+        if token in self.users and (item, value) in self.users[token]:
+            self.users[token].remove((item, value))
+
+    def visible(self, token: int) -> list[tuple[int, float]]:
+        """Uses that count, newest first."""
+        seen: dict[int, float] = {}
+        for use in reversed(self.users.get(token, [])):
+            if use:
+                seen.setdefault(*use)
+        return list(seen.items())
+
+
+def compare(replica: Replica, plain: Plain) -> None:
+    assert len(replica.histories) == len(plain.users)
+    for token in range(1, 6):
+        found, value_of = replica.histories.newest_items(token, 99)
+        assert [(replica.items.ids[row], v) for row, v in zip(found, value_of, strict=True)] == [
+            (f"i{item}", value) for item, value in plain.visible(token)
+        ]
+
+
+def restored(histories: UserHistories, items: int) -> UserHistories:
+    again = UserHistories(histories.max_users, histories.length)
+    again.load("h", histories.to_arrays("h", items))
+    return again
+
 
 @given(
     events=EVENTS, max_users=st.integers(1, 6), length=st.integers(1, 5), max_items=st.integers(2, 12),
-    size=st.integers(1, 20), restored=st.booleans(),
+    size=st.integers(1, 20), restore=st.booleans(),
 )  # fmt: skip
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=60, deadline=None)
 def test_histories_are_what_dictionaries_say(
-    events: list[Event], max_users: int, length: int, max_items: int, size: int, restored: bool
+    events: list[Event], max_users: int, length: int, max_items: int, size: int, restore: bool
 ) -> None:
     replica, plain = Replica(max_users, length, max_items), Plain(max_users, length, max_items)
     for start in range(0, len(events), size):
         part = events[start : start + size]
         values = [float(start + position) for position in range(len(part))]
-        replica.learn(part, values)
+        replica.learn(part, values, start)
         for (token, item, sign), value in zip(part, values, strict=True):
             plain.learn(token, item, sign, value)
-        if restored:
-            arrays = replica.histories.to_arrays("h", len(replica.items))
-            replica.histories = UserHistories(max_users, length)
-            replica.histories.load("h", arrays)
-        assert len(replica.histories) == len(plain.users)
-        for token in range(1, 6):
-            found, value_of = replica.histories.newest_items(token, 99)
-            expected = [use for use in reversed(plain.users.get(token, [])) if use]
-            assert [(replica.items.ids[row], v) for row, v in zip(found, value_of, strict=True)] == [
-                (f"i{item}", value) for item, value in expected
-            ]
+        if restore:
+            replica.histories = restored(replica.histories, len(replica.items))
+        compare(replica, plain)
     check_links(replica, plain)
+
+
+STEPS = st.lists(
+    st.tuples(st.sampled_from(["learn"] * 6 + ["withdraw"] * 3 + ["user", "item"]), st.integers(0, 99)),
+    max_size=25,
+)
+
+
+@given(events=EVENTS, steps=STEPS, max_users=st.integers(2, 6), length=st.integers(1, 6))
+@settings(max_examples=100, deadline=None)
+def test_uses_are_withdrawn_and_users_and_items_forgotten(
+    events: list[Event], steps: list[tuple[str, int]], max_users: int, length: int
+) -> None:
+    replica, plain = Replica(max_users, length, 60), Plain(max_users, length, 60)
+    learned: list[tuple[int, Event]] = []
+    for at, event in enumerate(events):
+        replica.learn([event], [float(at)], at)
+        plain.learn(*event, float(at))
+        learned.append((at, event))
+        kind, which = steps[at] if at < len(steps) else ("learn", 0)
+        if kind == "withdraw":
+            time_ms, (token, item, sign) = learned.pop(which % len(learned))
+            replica.unlearn((token, item, sign), float(time_ms), time_ms)
+            if sign > 0:
+                plain.withdraw(token, item, float(time_ms))
+        elif kind == "user":
+            replica.histories.forget_users(np.array([1 + which % 5], dtype=np.uint64))
+            plain.users.pop(1 + which % 5, None)
+        elif kind == "item" and (row := replica.items.free(f"i{which % 10}")) >= 0:
+            replica.histories.forget_items(np.array([row], dtype=np.int32))
+            plain.forget_item(which % 10)
+            learned = [(t, one) for t, one in learned if one[1] != which % 10]
+        replica.histories = restored(replica.histories, len(replica.items))
+        compare(replica, plain)
+        check_links(replica, plain)
 
 
 def check_links(replica: Replica, plain: Plain) -> None:
@@ -121,13 +194,26 @@ def check_links(replica: Replica, plain: Plain) -> None:
             found.append((int(store.token[node // length]), float(store.value[node])))
             node, before = int(store.older[node]), node
         expected = [
-            (token, use[1]) for token, uses in plain.users.items() for use in uses if use and use[0] == item
+            (token, use[1]) for token in plain.users for use in plain.visible(token) if use[0] == item
         ]
         assert found == sorted(expected, key=lambda use: -use[1])
     users = int(store.marks[USERS])
-    assert store.held[:users].tolist() == [
-        sum(use is not None for use in plain.users[token]) for token in store.token[:users].tolist()
-    ]
+    held = [len(plain.visible(token)) for token in store.token[:users].tolist()]
+    assert store.held[:users].tolist() == held
+
+
+def test_what_is_withdrawn_is_what_was_learned() -> None:
+    replica = Replica(4, 4, 50, centred=True)
+    values = [4.0, 2.0, 3.0, 5.0]
+    own, before = replica.learn([(1, item, 1) for item in (0, 1, 0, 2)], values)
+    taken = [replica.unlearn((1, item, 1), values[at], at) for at, item in [(3, 2), (2, 0)]]
+    assert [taken[0][0], taken[1][0]] == [own[3], own[2]]
+    assert taken[0][1] == [0, 1, 0, -1], "an older use of an item is named too; the newest comes first"
+    assert taken[0][2][:2] == [own[2], own[1]]
+    assert taken[1][1:] == ([1, 0, -1, -1], [own[1], own[0], 0.0, 0.0])
+    assert before[2] == [1, 0, -1, -1]
+    assert replica.histories.newest_items(1, 9)[0].tolist() == [1, 0], "the older use of item 0 is back"
+    assert replica.learn([(1, 2, 1)], [3.0], 5)[0] == [0.0], "the mean is that of 4, 2 and 3"
 
 
 def test_centred_values_are_less_the_mean_so_far() -> None:
@@ -151,4 +237,4 @@ def test_an_event_costs_no_more_among_many_users() -> None:
     store = replica.histories.store
     assert len(store.token) <= 50_000
     assert len(store.index) <= 4 * 50_000 + 1
-    assert replica.histories.nbytes() <= 40_000 * (40 + 4 * 16) + 8 * 1000
+    assert replica.histories.nbytes() <= 40_000 * (40 + 4 * 24) + 8 * 1000

@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 
 from online_models import ItemTable, UserKNN, checks
 from online_models.base import user_token
+from online_models.learning_batch import WITHDRAW
+from tests.test_online_models.batches import LASTING, random_batches
 
 BROWSED = [("user 1", "ABC"), ("user 2", "BCD"), ("user 3", "CDE")]
 
@@ -162,18 +164,60 @@ def test_a_user_without_token_leaves_no_trace() -> None:
     assert model.predict_one("nobody", "D") > 0.0
 
 
-@pytest.mark.parametrize(
-    "parameters",
-    [
-        {"recency_half_life_s": 3600.0},
-        {"max_users": 3, "history_length": 4},
-        {"neighbours": 2, "sample": 2, "query_length": 50, "query_decay": 0.0},
-    ],
-    ids=str,
-)
+def test_a_withdrawn_use_leaves_its_user_and_lets_an_older_one_stand() -> None:
+    model, without = browsers(recency_half_life_s=10.0), browsers(recency_half_life_s=10.0)
+    for item, second in [("E", 10), ("A", 20), ("E", 30)]:
+        model.learn_one("user 2", item, x={"timestamp": second * 1000, "event_id": f"at {second}"})
+        if second < 30:
+            without.learn_one("user 2", item, x={"timestamp": second * 1000})
+    both = model.predict_one("user 1", "E")
+    assert model.retract("user 2", "at 30")
+    assert model.predict_one("user 1", "E") == without.predict_one("user 1", "E") != both
+    assert model.retract("user 2", "at 10")
+    found = model.recommend(["user 1"], 9)[0]
+    plain = browsers(recency_half_life_s=10.0)
+    plain.learn_one("user 2", "A", x={"timestamp": 20_000})
+    assert dict(found) == pytest.approx(dict(plain.recommend(["user 1"], 9)[0]))
+
+
+def test_a_forgotten_user_is_nobody_s_neighbour() -> None:
+    model = browsers(max_users=3)
+    model.forget("user 2")
+    assert len(model._histories) == 2
+    assert model.predict_one("user 1", "D") == pytest.approx(1 / 3)
+    model.learn_one("user 4", "Z")
+    assert model._histories.slot(user_token("user 1")) >= 0, "the place that became free is taken first"
+
+
+def test_a_hundred_thousand_random_steps_stay_finite() -> None:
+    model, rng = UserKNN(max_users=40, history_length=8, recency_half_life_s=60.0), np.random.default_rng(0)
+    for batch in random_batches(rng, n=20_000, batches=5, users=60, items=50):
+        model.apply(batch, model.items.resolve(batch))
+        taken = batch.take(rng.choice(len(batch), 2_000))
+        taken.kind = WITHDRAW
+        model.correct(*model.items.find(taken))
+        assert np.isfinite(model._histories.store.value).all()
+        rows = np.arange(len(model.items), dtype=np.int32)
+        assert np.isfinite(model.score(0, rows[:10], rows)).all()
+
+
+VARIANTS: list[dict[str, Any]] = [
+    {"recency_half_life_s": 3600.0},
+    {"history_length": 12, "max_users": 6},
+    {"neighbours": 2, "sample": 2, "query_length": 50, "query_decay": 0.0},
+]
+
+
+@pytest.mark.parametrize("parameters", VARIANTS, ids=str)
 @pytest.mark.parametrize("check", checks.all_checks(), ids=lambda check: check.__name__)
 def test_variants_keep_the_contract(check: Any, parameters: dict[str, Any]) -> None:
     check(lambda: UserKNN(**parameters))
+
+
+@pytest.mark.parametrize("check", LASTING, ids=lambda check: check.__name__)
+def test_small_histories_keep_the_contract(check: Any) -> None:
+    """What has left a history does not come back, so nothing that needs it does."""
+    check(lambda: UserKNN(max_users=3, history_length=4))
 
 
 @pytest.mark.parametrize(

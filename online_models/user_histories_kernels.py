@@ -22,9 +22,6 @@ from numpy.typing import NDArray
 from online_models.kernels import GONE, SWEEP, kernel
 
 __all__ = [
-    "IDLEST",
-    "MARKS",
-    "NEWEST",
     "USERS",
     "Histories",
     "find_slot",
@@ -35,8 +32,7 @@ __all__ = [
     "rebuild_index",
 ]
 
-MARKS = 3
-USERS, IDLEST, NEWEST = range(MARKS)
+USERS, IDLEST, NEWEST = range(3)
 """Places in `Histories.marks`: slots in use, the user idle longest and the one who acted last (-1 = none)."""
 
 Floats = NDArray[np.float32]
@@ -59,7 +55,7 @@ class Histories(NamedTuple):
     idler: Ints  # int32[slots]: neighbours in the list by last event
     fresher: Ints  # int32[slots]
     index: Ints  # int32[a power of two]: open-addressing table from token to slot, -1 = empty
-    marks: Longs  # int64[MARKS]
+    marks: Longs  # int64[3]
 
 
 @kernel
@@ -179,8 +175,7 @@ def _drop(store: Histories, node: int, length: int) -> None:
 @kernel
 def _drop_item(store: Histories, slot: int, row: int, length: int) -> None:
     """Take all uses of an item out of one user's history."""
-    first = slot * length
-    for node in range(first, first + min(store.uses[slot], length)):
+    for node in range(slot * length, slot * length + min(store.uses[slot], length)):
         if store.row[node] == row or store.row[node] == -2 - row:
             _drop(store, node, length)
 
@@ -188,8 +183,7 @@ def _drop_item(store: Histories, slot: int, row: int, length: int) -> None:
 @kernel
 def _supersede(store: Histories, slot: int, row: int, length: int) -> None:
     """Set the use of an item aside, of which there is one at most, before a newer one is written."""
-    first = slot * length
-    for node in range(first, first + min(store.uses[slot], length)):
+    for node in range(slot * length, slot * length + min(store.uses[slot], length)):
         if store.row[node] == row:
             _unlink(store, node)
             store.row[node] = -2 - row
@@ -389,6 +383,7 @@ def histories_forget_users(tokens: NDArray[np.uint64], store: Histories, length:
         if slot < 0:
             continue
         _empty(store, slot, length)
+        store.owed[slot] = 0
         store.marks[USERS] -= 1
         last = store.marks[USERS]
         if last != slot:
@@ -398,8 +393,7 @@ def histories_forget_users(tokens: NDArray[np.uint64], store: Histories, length:
             store.token[slot], store.uses[slot], store.held[slot] = (
                 store.token[last], store.uses[last], store.held[last],
             )  # fmt: skip
-            store.total[slot], store.owed[slot] = store.total[last], store.owed[last]
+            store.total[slot], store.owed[slot], store.owed[last] = store.total[last], store.owed[last], 0
             store.idler[slot], store.fresher[slot] = store.idler[last], store.fresher[last]
             _link_user(store, slot)
         store.token[last], store.uses[last], store.held[last], store.total[last] = 0, 0, 0, 0.0
-        store.owed[last] = 0

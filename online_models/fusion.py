@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,9 +12,19 @@ from numpy.typing import NDArray
 from online_models import fusion_kernels
 from online_models.base import Arrays, Context, OnlineRanker
 from online_models.fusion_kernels import BUCKETS, FusionState
-from online_models.fusion_parts import Part, join_records, made_parts, record_width, split_record
+from online_models.fusion_parts import (
+    Part,
+    forget_user,
+    join_records,
+    made_parts,
+    prefixed,
+    record_width,
+    split_record,
+    stripped,
+    withdraw_from,
+)
 from online_models.item_table import ItemTable, grown
-from online_models.learning_batch import BatchRows, LearningBatch
+from online_models.learning_batch import WITHDRAW, BatchRows, LearningBatch
 
 __all__ = ["Fusion"]
 
@@ -50,6 +61,9 @@ class Fusion(OnlineRanker):
     `user_before` side by side, and their negatives one behind the other. A ranker's scores are not in the
     log: given to `score_rows` as `external`, they count with the fixed `external_weight`.
 
+    A withdrawn event, a forgotten user or item is withdrawn from every part as that part can, and a forgotten
+    item leaves the ring; the weights, which say how far the parts were to be trusted, stay as they are.
+
     Parameters: parts, models by name, of which fresh clones learn, or names separated by commas: "short_term"
     and "long_term" (co-visitation over 2 and over 30 items), "popular_now" (half-life two days), and the
     registry's, with their defaults; candidates m; learning_rate; floor epsilon; lowest_weight,
@@ -73,7 +87,7 @@ class Fusion(OnlineRanker):
 
     def __init__(
         self,
-        parts: Mapping[str, OnlineRanker] | str = "short_term,long_term,session_knn,popular_now",
+        parts: Mapping[str, OnlineRanker] | str = "short_term,long_term,session_knn,stage_popularity",
         candidates: int = 64,
         learning_rate: float = 0.1,
         floor: float = 1.0,
@@ -131,12 +145,7 @@ class Fusion(OnlineRanker):
         return batch
 
     def apply(self, batch: LearningBatch, rows: BatchRows) -> None:
-        expected = record_width(self._parts)
-        if batch.user_before.shape[1] != expected and expected:
-            raise ValueError(
-                f"user_before: {batch.user_before.shape[1]} dimensions, but these parts make {expected}; the "
-                "record was made by other parts"
-            )
+        self._require_width(batch)
         for event in range(len(batch)):
             one = batch if len(batch) == 1 else batch.slice(event, event + 1)
             known = self._part_items.row(one.item_ids[one.item[0]]) >= 0
@@ -149,6 +158,59 @@ class Fusion(OnlineRanker):
             self._state.counters[0] += 1
             if one.weight[0] > 0.0:
                 fusion_kernels.fusion_push(found.item[0], self._ring_counts(), self._state)
+
+    def correct(self, batch: LearningBatch, rows: BatchRows) -> None:
+        """Every part's own step: parts of counts and of pairs take back what factors can't."""
+        if batch.kind != WITHDRAW:
+            for part in self._parts:
+                part.model.correct(batch, rows)
+        elif len(batch):
+            self._require_width(batch)
+            withdraw_from(self._parts, batch, rows)
+
+    def unlearn_user(self, user: str, batch: LearningBatch) -> None:
+        records = []
+        for part in self._parts:
+            if part.is_owner:
+                records.append(dataclasses.replace(batch, item_ids=list(batch.item_ids)))
+                part.model.unlearn_user(user, records[-1])
+        if records:
+            join_records(batch, records)
+
+    def forget(self, user: str | None = None, *, item: str | None = None) -> None:
+        if user is not None:
+            forget_user(self._parts, user, self._recent, self._past)
+            self.drop_user(user)
+            self._share_users()
+        if item is not None:
+            self._forget_item(item)
+
+    def forget_rows(self, rows: NDArray[np.int32]) -> None:
+        for row in rows.tolist():
+            self._part_items.free(self._part_items.ids[row])
+        for part in self._parts:
+            part.model.forget_rows(rows)
+        self._state.ring[np.isin(self._state.ring, rows)] = -1
+        self._ring_counts()[rows] = 0
+
+    def forget_users(self, tokens: NDArray[np.uint64]) -> None:
+        for part in self._parts:
+            part.model.forget_users(tokens)
+
+    def drop_user(self, user: str) -> None:
+        super().drop_user(user)
+        for part in self._parts:
+            part.model.drop_user(user)
+
+    def learn_item(self, item: str, x: Context) -> None:
+        super().learn_item(item, x)
+        for part in self._parts:
+            part.model.learn_item(item, x)
+
+    def learn_profile(self, user: str, x: Context) -> None:
+        super().learn_profile(user, x)
+        for part in self._parts:
+            part.model.learn_profile(user, x)
 
     def score_rows(
         self, user: str, rows: NDArray[np.int32], external: NDArray[np.float32] | None = None
@@ -194,7 +256,7 @@ class Fusion(OnlineRanker):
     def item_arrays(self) -> Arrays:
         arrays: Arrays = {_STATE + name: array.copy() for name, array in self._state._asdict().items()}
         for part in self._parts:
-            arrays.update(_prefixed(part, part.model.item_arrays()))
+            arrays.update(prefixed(part.name, part.model.item_arrays()))
         return arrays
 
     def load_item_arrays(self, arrays: Mapping[str, NDArray[np.generic]]) -> None:
@@ -204,20 +266,20 @@ class Fusion(OnlineRanker):
         ring = self._state.ring
         np.add.at(self._ring_counts(), ring[ring >= 0], 1)
         for part in self._parts:
-            part.model.load_item_arrays(_stripped(part, arrays))
+            part.model.load_item_arrays(stripped(part.name, arrays))
 
     def to_arrays(self) -> Arrays:
         arrays = super().to_arrays()
         for part in self._parts:
-            if part.is_owner:
-                arrays.update(_prefixed(part, part.model.to_arrays()))
+            if part.keeps_more:
+                arrays.update(prefixed(part.name, part.model.to_arrays()))
         return arrays
 
     def from_arrays(self, arrays: Mapping[str, NDArray[np.generic]]) -> None:
         super().from_arrays(arrays)
         for part in self._parts:
-            if part.is_owner:
-                part.model.from_arrays(_stripped(part, arrays))
+            if part.keeps_more:
+                part.model.from_arrays(stripped(part.name, arrays))
                 part.model.items = self._part_items
         self._share_users()
 
@@ -249,7 +311,28 @@ class Fusion(OnlineRanker):
     def _share_users(self) -> None:
         for part in self._parts:
             if not part.is_owner:
-                part.model._recent = self._recent
+                part.model._recent, part.model._past = self._recent, self._past
+
+    def _forget_item(self, item: str) -> None:
+        super()._forget_item(item)
+        for part in self._parts:  # the row is free already; what a part keeps by id or by user goes now
+            part.model.forget(item=item)
+
+    def _withdraw(self, user: str, place: int) -> bool:
+        withdrawn = super()._withdraw(user, place)
+        for part in self._parts:
+            if withdrawn and part.is_owner:
+                part.model._past[user] = list(self._past[user])
+                part.model._recent[user] = list(self._recent[user])
+        return withdrawn
+
+    def _require_width(self, batch: LearningBatch) -> None:
+        expected, found = record_width(self._parts), batch.user_before.shape[1]
+        if found != expected and expected:
+            raise ValueError(
+                f"user_before: {found} dimensions, but these parts make {expected}; the record was made by "
+                "other parts"
+            )
 
     def _clear(self) -> None:
         parts = len(self._parts)
@@ -283,17 +366,6 @@ def _with_external(
     standing[known] = (theirs - theirs.mean()) / (theirs.std() or 1.0)
     blended: NDArray[np.float32] = (scores + weight * standing).astype(np.float32)
     return blended
-
-
-def _prefixed(part: Part, arrays: Mapping[str, NDArray[np.generic]]) -> Arrays:
-    return {f"{part.name}/{name}": array for name, array in arrays.items() if not name.startswith("items.")}
-
-
-def _stripped(part: Part, arrays: Mapping[str, NDArray[np.generic]]) -> Arrays:
-    """A part's own arrays by their own names, and the item table's."""
-    prefix = f"{part.name}/"
-    own = {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
-    return {**own, **{name: array for name, array in arrays.items() if name.startswith("items.")}}
 
 
 def _require(value: Any, low: float, high: float, name: str) -> None:

@@ -11,10 +11,22 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from online_models.base import OnlineRanker
+from online_models.base import Arrays, OnlineRanker
+from online_models.corrections import Past
 from online_models.learning_batch import BatchRows, LearningBatch
 
-__all__ = ["OWN_NAMES", "Part", "join_records", "made_parts", "record_width", "split_record"]
+__all__ = [
+    "OWN_NAMES",
+    "Part",
+    "forget_user",
+    "join_records",
+    "made_parts",
+    "prefixed",
+    "record_width",
+    "split_record",
+    "stripped",
+    "withdraw_from",
+]
 
 Asker = Callable[[Any, LearningBatch, BatchRows, NDArray[np.int32]], NDArray[np.float32]]
 """(model, record of one event, its rows, candidate rows int32[C]) to scores float32[C]."""
@@ -54,6 +66,7 @@ class Part:
     """One model of a fusion.
 
     is_owner: its owner's step makes a record of its own (factors, negatives), `width` columns of factors.
+    keeps_more: its own snapshot has more than item state.
     is_logit: its scores are inner products, of either sign; else counts or sums, 0 where nothing is known.
     """
 
@@ -61,6 +74,7 @@ class Part:
     model: OnlineRanker
     asked_by: tuple[str, ...]
     is_owner: bool
+    keeps_more: bool
     is_logit: bool
     width: int
 
@@ -151,6 +165,38 @@ def split_record(
     return found
 
 
+def withdraw_from(parts: Sequence[Part], batch: LearningBatch, rows: BatchRows) -> None:
+    """Every part takes the events of joint records back, one by one."""
+    for event in range(len(batch)):
+        one = batch if len(batch) == 1 else batch.take(np.array([event], dtype=np.intp))
+        found = BatchRows(rows.item[[event]], rows.recent[[event]], rows.negatives[[event]])
+        for part, record, part_rows in split_record(parts, one, found):
+            part.model.correct(record, part_rows)
+
+
+def forget_user(
+    parts: Sequence[Part], user: str, recent: Mapping[str, list[str]], past: Mapping[str, list[Past]]
+) -> None:
+    """Every part forgets a user by itself, each with a past of its own: the shared one is gone after the
+    first."""
+    for part in parts:
+        if not part.is_owner and user in past:
+            part.model._recent, part.model._past = {user: recent[user]}, {user: past[user]}
+        part.model.forget(user)
+
+
+def prefixed(name: str, arrays: Mapping[str, NDArray[np.generic]]) -> Arrays:
+    """A part's arrays, without the item table's, under its name."""
+    return {f"{name}/{key}": array for key, array in arrays.items() if not key.startswith("items.")}
+
+
+def stripped(name: str, arrays: Mapping[str, NDArray[np.generic]]) -> Arrays:
+    """A part's own arrays by their own names, and the item table's."""
+    prefix = f"{name}/"
+    own = {key.removeprefix(prefix): array for key, array in arrays.items() if key.startswith(prefix)}
+    return {**own, **{key: array for key, array in arrays.items() if key.startswith("items.")}}
+
+
 def _made_part(name: str, model: OnlineRanker) -> Part:
     score = getattr(model, "score", None)
     names = tuple(inspect.signature(score).parameters) if score else ()
@@ -166,4 +212,5 @@ def _made_part(name: str, model: OnlineRanker) -> Part:
     if is_owner:
         width = model.clone().learn_user([("user", "item", 1.0, None)]).user_before.shape[1]
     is_logit = bool(getattr(model, "scores_are_logits", "user_factors" in names))
-    return Part(name, model, names, is_owner, is_logit, width)
+    keeps_more = is_owner or type(model).to_arrays is not OnlineRanker.to_arrays
+    return Part(name, model, names, is_owner, keeps_more, is_logit, width)

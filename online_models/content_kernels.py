@@ -214,7 +214,8 @@ def learn(
             0xD6E8FEB86659FD93
         )
         start += np.uint64(item[event]) * np.uint64(0xA0761D6478BD642F)
-        for draw in range(rule.negatives):
+        for number in range(rule.negatives):
+            draw = number if direction > 0.0 else rule.negatives - 1 - number
             other = _drawn(start, draw, slot, slots, used, contents)
             if other >= 0:
                 _move_pair(

@@ -142,7 +142,8 @@ def learn_user(
     """
     sign, rate = 1.0 if weight > 0.0 else -1.0, min(abs(weight) * rule.rate, MAX_RATE)
     mapped, gradient = np.empty_like(user), np.empty_like(user)
-    for draw in range(drawn_out.shape[0]):
+    for number in range(drawn_out.shape[0]):
+        draw = number if direction > 0.0 else drawn_out.shape[0] - 1 - number
         drawn_out[draw] = -1
         if weight == 0.0:
             continue
@@ -226,7 +227,8 @@ def apply(
                 table[row] = np.float32(0.0)
                 domains.of_row[row] = 0
             changed += 1
-        for draw in range(negatives.shape[1]):
+        for number in range(negatives.shape[1]):
+            draw = number if direction > 0.0 else negatives.shape[1] - 1 - number
             other = negatives[event, draw]
             if other >= 0 and other != item[event] and weight[event] != 0.0:
                 _move_pair(

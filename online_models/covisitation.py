@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from online_models import covisitation_kernels, kernels
-from online_models.base import Arrays, OnlineRanker, contiguous_rows
-from online_models.forward_decay import half_lives_since, halvings_due, require_half_life
+from online_models.base import PAIRS, Arrays, OnlineRanker, contiguous_rows
+from online_models.forward_decay import half_lives_since, halvings_due, new_clock, require_half_life
 from online_models.item_table import SMALL_ROWS, UNLIMITED, grown
 from online_models.learning_batch import BatchRows, LearningBatch
 
@@ -27,14 +27,15 @@ class CoVisitation(OnlineRanker):
 
     $$T_{h_r,i} \mathrel{+}= w g^r, \quad T_{i,h_r} \mathrel{+}= w g^r b \quad (r < W)$$
 
-    $$c_i \mathrel{+}= |w|$$
+    $$c_i \mathrel{+}= |w|, \quad n_i \mathrel{+}= |w|, \quad m_i = c_i (1 + s / n_i)$$
 
-    $$\mathrm{score}(i) = \sum_{r<L} \frac{d^r\, T_{h_r,i}}{(c_{h_r}+s)^\alpha (c_i+s)^\beta}$$
+    $$\mathrm{score}(i) = \sum_{r<L} \frac{d^r\, T_{h_r,i}}{m_{h_r}^\alpha m_i^\beta}$$
 
     Rows of T are sparse, at most `row_capacity` entries each: a full row drops its lighter half. Learning
-    touches 2W entries, whatever the size of the catalogue. With a half-life, T, c and the shrinkage as it
-    stood at an item's last event fade together by event time (forward decay, Cormode et al. 2009), and a
-    late event counts with its age.
+    touches 2W entries, whatever the size of the catalogue. With a half-life, T and c fade by event time
+    (forward decay, Cormode et al. 2009), n does not, and a late event counts with its age; without one,
+    m = c + s. A withdrawn event is subtracted from all of them, but for entries that were dropped since; what
+    is then back at 0 is as if never used.
 
     Parameters: window W, gap_decay g, backward_weight b, query_length L, query_decay d, source_exponent
     alpha, target_exponent beta, shrinkage s, row_capacity, half_life_s (seconds of event time; 0 = no
@@ -52,6 +53,8 @@ class CoVisitation(OnlineRanker):
     >>> model.rank("bob", ["tea", "milk", "unknown"])
     ['milk', 'tea', 'unknown']
     """
+
+    learns = PAIRS
 
     def __init__(
         self,
@@ -98,10 +101,27 @@ class CoVisitation(OnlineRanker):
                 self._reserve_slots()
                 event, changed = covisitation_kernels.covisitation_learn(
                     event, last, rows.changes, changed, rows.item, rows.recent, batch.weight, growth,
-                    self._pool, self._count, self._source_norm, self._target_norm,
+                    self._pool, self._count, self._uses, self._source_norm, self._target_norm,
                     self.window, self.gap_decay, self.backward_weight, self.source_exponent,
                     self.target_exponent, self.shrinkage, self.row_capacity,
                 )  # fmt: skip
+
+    def unlearn(self, batch: LearningBatch, rows: BatchRows) -> None:
+        self._reserve_rows(len(self.items))
+        growth = np.empty(len(batch), dtype=np.float64)
+        kernels.past_growth(batch.time_ms, self._clock, self.half_life_s * 1000.0, growth)
+        covisitation_kernels.covisitation_unlearn(
+            rows.item, rows.recent, batch.weight, growth,
+            self._pool, self._count, self._uses, self._source_norm, self._target_norm,
+            self.window, self.gap_decay, self.backward_weight, self.source_exponent,
+            self.target_exponent, self.shrinkage,
+        )  # fmt: skip
+
+    def forget_rows(self, rows: NDArray[np.int32]) -> None:
+        self._reserve_rows(len(self.items))
+        covisitation_kernels.covisitation_forget(
+            rows, self._pool, self._count, self._uses, self._source_norm, self._target_norm
+        )
 
     def retrieve(
         self, recent_rows: NDArray[np.int32], k: int, exclude_rows: NDArray[np.int32] | None = None
@@ -153,6 +173,7 @@ class CoVisitation(OnlineRanker):
             "covisitation.keys": pool.keys[used],
             "covisitation.values": pool.values[used],
             "covisitation.count": self._count[:n].copy(),
+            "covisitation.uses": self._uses[:n].copy(),
             "covisitation.source_norm": self._source_norm[:n].copy(),
             "covisitation.target_norm": self._target_norm[:n].copy(),
             "covisitation.clock": self._clock.copy(),
@@ -163,6 +184,7 @@ class CoVisitation(OnlineRanker):
         n = len(self.items)
         self._reserve_rows(n)
         self._count[:n] = arrays["covisitation.count"]
+        self._uses[:n] = arrays["covisitation.uses"]
         self._source_norm[:n] = arrays["covisitation.source_norm"]
         self._target_norm[:n] = arrays["covisitation.target_norm"]
         self._clock[:] = arrays["covisitation.clock"]
@@ -174,7 +196,7 @@ class CoVisitation(OnlineRanker):
 
     def nbytes(self) -> int:
         """Bytes of the arrays for the rows in use, and of the pool up to its top."""
-        return (8 + 4 + 4 + 8 + 4 + 4 + 4) * len(self.items) + 8 * int(self._pool.marks[0])
+        return (8 + 4 + 4 + 8 + 8 + 4 + 4 + 4) * len(self.items) + 8 * int(self._pool.marks[0])
 
     def _load_rows(
         self, lengths: NDArray[np.int64], keys: NDArray[np.int32], values: NDArray[np.float32]
@@ -201,9 +223,10 @@ class CoVisitation(OnlineRanker):
             marks=np.array([0, 0, -1, 0], dtype=np.int64),
         )
         self._count = np.zeros(0, dtype=np.float64)
+        self._uses = np.zeros(0, dtype=np.float64)
         self._source_norm = np.zeros(0, dtype=np.float32)
         self._target_norm = np.zeros(0, dtype=np.float32)
-        self._clock = np.full(2, -1, dtype=np.int64)  # landmark, newest event; ms, -1 = no event yet
+        self._clock = new_clock()
         self._total = np.zeros(0, dtype=np.float32)
         self._touched = np.zeros(self.query_length * self.row_capacity + 1, dtype=np.int32)
 
@@ -217,6 +240,7 @@ class CoVisitation(OnlineRanker):
             capacity=grown(pool.capacity, n, limit),
         )
         self._count = grown(self._count, n, limit)
+        self._uses = grown(self._uses, n, limit)
         self._source_norm = grown(self._source_norm, n, limit)
         self._target_norm = grown(self._target_norm, n, limit)
         self._total = grown(self._total, n, limit)

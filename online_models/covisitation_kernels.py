@@ -17,8 +17,10 @@ __all__ = [
     "SMALLEST_BLOCK",
     "UNINDEXED",
     "capacities",
+    "covisitation_forget",
     "covisitation_learn",
     "covisitation_score",
+    "covisitation_unlearn",
     "fill_blocks",
     "most_slots",
     "place_blocks",
@@ -27,6 +29,8 @@ __all__ = [
 SMALLEST_BLOCK = 8
 UNINDEXED = 128
 """Blocks up to this capacity have no index: comparing all their keys, eight at a time, is as fast."""
+ROUNDING = np.float32(2.0**-22)
+"""Of a weight that was subtracted: what is no larger is what float32 rounded, not what was counted."""
 FORGOTTEN = -1
 """`RowPool.capacity` of a row whose item is gone; entries that name it are dropped as they are met."""
 
@@ -211,6 +215,31 @@ def _add(
 
 
 @kernel
+def _find(pool: RowPool, row: int, key: int) -> int:
+    """Position of key in a row, negative where it has none."""
+    start, capacity = pool.start[row], np.int64(pool.capacity[row])
+    if capacity <= 0:
+        return -1
+    if capacity <= UNINDEXED:
+        return _scan(pool.keys, start, np.int64(pool.length[row]), key)
+    return _probe(pool.keys, pool.slots, start, capacity, key)
+
+
+@kernel
+def _subtract(pool: RowPool, row: int, key: int, amount: float) -> None:
+    """Subtract from the weight of a row's key, if it is there; what only rounding left of it goes."""
+    found = _find(pool, row, key)
+    if found < 0:
+        return
+    slot, taken = pool.start[row] + found, np.float32(amount)
+    pool.values[slot] -= taken
+    if abs(pool.values[slot]) <= ROUNDING * abs(taken):
+        stays = np.ones(pool.length[row], dtype=np.uint8)
+        stays[found] = 0
+        _keep(pool, row, stays)
+
+
+@kernel
 def _forget_mentions(pool: RowPool, first: int, last: int) -> None:
     """Drop the entries of rows first to last - 1 that name a row whose item is gone."""
     for row in range(first, last):
@@ -222,6 +251,36 @@ def _forget_mentions(pool: RowPool, first: int, last: int) -> None:
             for position in range(length):
                 stays[position] = pool.capacity[pool.keys[start + position]] != FORGOTTEN
             _keep(pool, row, stays)
+
+
+@kernel
+def _forget(pool: RowPool, row: int, count: Doubles, total: Doubles, source: Floats, target: Floats) -> None:
+    """The row's item is gone: its own entries go now, its mentions as they are swept or met."""
+    if pool.capacity[row] > 0:
+        _release(pool, row)
+    pool.capacity[row], pool.length[row] = FORGOTTEN, 0
+    count[row] = total[row] = source[row] = target[row] = 0.0
+
+
+@kernel
+def covisitation_forget(
+    rows: Ints, pool: RowPool, count: Doubles, total: Doubles, source_norm: Floats, target_norm: Floats
+) -> None:
+    """Forget rows whose items are gone."""
+    for place in range(rows.shape[0]):
+        _forget(pool, rows[place], count, total, source_norm, target_norm)
+
+
+@kernel
+def _normalise(
+    row: int, count: Doubles, total: Doubles, source_norm: Floats, target_norm: Floats,
+    source_exponent: float, target_exponent: float, shrinkage: float,
+) -> None:  # fmt: skip
+    """The row's norms by its count, which fades, and its total, which doesn't."""
+    mass = count[row] * (1.0 + shrinkage / total[row]) if total[row] > 0.0 else 0.0
+    known = mass >= GONE_COUNT
+    source_norm[row] = mass ** (-source_exponent) if known else 0.0
+    target_norm[row] = mass ** (-target_exponent) if known else 0.0
 
 
 def capacities(row_capacity: int) -> list[int]:
@@ -267,9 +326,9 @@ def most_slots(window: int, row_capacity: int) -> int:
 @kernel
 def covisitation_learn(
     first: int, last: int, changes: Ints, changed: int, item: Ints, recent: Ints, weight: Floats,
-    growth_of: Doubles, pool: RowPool, count: Doubles, source_norm: Floats, target_norm: Floats,
-    window: int, gap_decay: float, backward_weight: float, source_exponent: float, target_exponent: float,
-    shrinkage: float, row_capacity: int,
+    growth_of: Doubles, pool: RowPool, count: Doubles, total: Doubles, source_norm: Floats,
+    target_norm: Floats, window: int, gap_decay: float, backward_weight: float, source_exponent: float,
+    target_exponent: float, shrinkage: float, row_capacity: int,
 ) -> tuple[int, int]:  # fmt: skip
     """Learn events first to last - 1 and table changes from `changed` on; returns the next ones: `last`, or
     earlier when the pool needs room."""
@@ -291,10 +350,7 @@ def covisitation_learn(
             elif kind == SWEEP:
                 _forget_mentions(pool, row, changes[changed, 3])
             else:
-                if pool.capacity[row] > 0:
-                    _release(pool, row)
-                pool.capacity[row], pool.length[row] = FORGOTTEN, 0
-                count[row] = source_norm[row] = target_norm[row] = 0.0
+                _forget(pool, row, count, total, source_norm, target_norm)
             changed += 1
         growth = growth_of[event]
         target, amount = item[event], weight[event] * growth
@@ -312,11 +368,34 @@ def covisitation_learn(
                     _add(target, source, back, start, length, capacity, keys, values, slots)
             amount *= gap_decay
         count[target] += abs(weight[event]) * growth
-        mass = count[target] + shrinkage * growth
-        if mass >= GONE_COUNT:
-            source_norm[target] = mass ** (-source_exponent)
-            target_norm[target] = mass ** (-target_exponent)
+        total[target] += abs(weight[event])
+        _normalise(
+            target, count, total, source_norm, target_norm, source_exponent, target_exponent, shrinkage
+        )
     return last, changed
+
+
+@kernel
+def covisitation_unlearn(
+    item: Ints, recent: Ints, weight: Floats, growth_of: Doubles, pool: RowPool, count: Doubles,
+    total: Doubles, source_norm: Floats, target_norm: Floats, window: int, gap_decay: float,
+    backward_weight: float, source_exponent: float, target_exponent: float, shrinkage: float,
+) -> None:  # fmt: skip
+    """Subtract events: what `covisitation_learn` added, but for entries that were pruned since."""
+    for event in range(item.shape[0]):
+        growth, target, mass = growth_of[event], item[event], np.float64(abs(weight[event]))
+        amount = weight[event] * growth
+        for gap in range(min(window, recent.shape[1])):
+            source = recent[event, gap]
+            if source >= 0 and source != target:
+                _subtract(pool, source, target, amount)
+                _subtract(pool, target, source, amount * backward_weight)
+            amount *= gap_decay
+        total[target] = total[target] - mass if total[target] > mass * (1.0 + 1e-9) else 0.0
+        count[target] = max(count[target] - mass * growth, 0.0) if total[target] > 0.0 else 0.0
+        _normalise(
+            target, count, total, source_norm, target_norm, source_exponent, target_exponent, shrinkage
+        )
 
 
 @kernel

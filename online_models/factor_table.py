@@ -8,9 +8,11 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from online_models.corrections import Past
 from online_models.item_table import UNLIMITED, grown
+from online_models.learning_batch import LearningBatch
 
-__all__ = ["FactorTable", "start_vectors"]
+__all__ = ["FactorTable", "event_hash", "name_negatives", "start_vectors", "withdrawn_hash"]
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _MIX_1 = np.uint64(0xBF58476D1CE4E5B9)
@@ -36,6 +38,33 @@ def start_vectors(seed: int, ids: Sequence[str], dimension: int, scale: float) -
     uniform_sum = (np.asarray(fields, dtype=np.float64) + 2.0) / 65_536.0  # each field sits mid-cell
     vectors: NDArray[np.float32] = ((uniform_sum - 2.0) * (np.sqrt(3.0) * scale)).astype(np.float32)
     return vectors
+
+
+def event_hash(seed: int, event_id: str, user: str = "", item: str = "", time_ms: int = 0) -> int:
+    """64 bits that an event draws its negatives by: of its id, or of user, item and time where it has none.
+
+    >>> event_hash(0, "e1") == event_hash(0, "e1", "ann", "tea"), event_hash(0, "", "ann", "tea") % 1000
+    (True, 0)
+    """
+    text = event_id or f"{user}\0{item}\0{time_ms}"
+    digest = hashlib.blake2b(text.encode(), key=seed.to_bytes(8, "little"), digest_size=8).digest()
+    return int.from_bytes(digest, "little")
+
+
+def withdrawn_hash(seed: int, user: str, pasts: Sequence[Past], batch: LearningBatch) -> int:
+    """`event_hash` of the event that a record of one withdraws; the user's past has its id."""
+    item, time_ms = batch.item_ids[batch.item[0]], int(batch.time_ms[0])
+    same = (past for past in pasts if past.item == item and past.time_ms == time_ms)
+    event_id = next((past.event_id for past in same if past.weight == batch.weight[0]), "")
+    return event_hash(seed, event_id, user, item, time_ms)
+
+
+def name_negatives(batch: LearningBatch, negatives: Sequence[str]) -> None:
+    """Put the ids of its event's negatives into a record of one."""
+    index_of = {item_id: index for index, item_id in enumerate(batch.item_ids)}
+    columns = [index_of.setdefault(item_id, len(index_of)) for item_id in negatives]
+    batch.item_ids = list(index_of)
+    batch.negatives = np.array([columns], dtype=np.int32).reshape(1, len(columns))
 
 
 class FactorTable:

@@ -2,8 +2,8 @@
 Srivastava and Xu, Forward Decay: A Practical Time Decay Model for Streaming Systems, ICDE 2009).
 
 A weight w at event time t is stored as w 2**((t - landmark) / half-life); its value at the newest event time
-T is the stored sum times 2**(-(T - landmark) / half-life). A clock is int64[2]: landmark and newest event,
-ms, -1 before the first.
+T is the stored sum times 2**(-(T - landmark) / half-life). A clock is int64[1 + n]: landmark, then the n
+newest event times, newest first; ms, -1 = none yet. With n > 1 events can be withdrawn, and T goes back.
 """
 
 from __future__ import annotations
@@ -13,7 +13,14 @@ from numpy.typing import NDArray
 
 from online_models.kernels import RESCALE_HALF_LIVES
 
-__all__ = ["half_lives_since", "halvings_due", "require_half_life"]
+__all__ = ["half_lives_since", "halvings_due", "new_clock", "require_half_life"]
+
+_TIMES_KEPT = 8
+
+
+def new_clock() -> NDArray[np.int64]:
+    """A clock before the first event, int64[9]: of the newest eight, seven can be withdrawn."""
+    return np.full(1 + _TIMES_KEPT, -1, dtype=np.int64)
 
 
 def require_half_life(half_life_s: float) -> None:

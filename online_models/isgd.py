@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from online_models import kernels
 from online_models.base import Arrays, Context, OnlineRanker, contiguous_rows
-from online_models.factor_table import FactorTable, start_vectors
+from online_models.factor_table import (
+    FactorTable,
+    event_hash,
+    name_negatives,
+    start_vectors,
+    withdrawn_hash,
+)
 from online_models.item_table import pack_ids, unpack_ids
 from online_models.learning_batch import BatchRows, LearningBatch
 
@@ -36,6 +41,10 @@ class ISGD(OnlineRanker):
     where the item's step sees p_u as it was before the event. Negatives are known items drawn uniformly by a
     hash of the event, so no shared random stream exists. Components and errors are bounded by 10: no input
     reaches a NaN.
+
+    Withdrawing an event inverts these steps, at the owner and at every replica, with the factors as they are
+    now and negatives drawn anew by the same hash, but for what regularization took, and for what overshot:
+    a step is taken back as far as it moved a product by a fifth of its error.
 
     Parameters: dimension, learning_rate eta_0, regularization lambda, negatives m, start_scale (standard
     deviation of the start vectors), seed.
@@ -101,39 +110,69 @@ class ISGD(OnlineRanker):
         float32[n, d], and the ids of each event's negatives (at most m; none while nothing is known or
         weight <= 0).
         """
+        return self._owner_step(
+            kernels.isgd_learn_users, (self.learning_rate, self.regularization),
+            before, item_ids, weight, event_hash,
+        )  # fmt: skip
+
+    def unlearn_users(
+        self,
+        before: NDArray[np.float32],
+        item_ids: Sequence[str],
+        weight: NDArray[np.float32],
+        event_hash: NDArray[np.uint64],
+    ) -> tuple[NDArray[np.float32], list[list[str]]]:
+        """The owner's step for withdrawing n events of distinct users, each with its weight and hash as
+        learned; as `learn_users`. Its record carries before, after and the negatives."""
+        return self._owner_step(
+            kernels.isgd_unlearn_users, (self.learning_rate,), before, item_ids, weight, event_hash
+        )
+
+    def _owner_step(
+        self,
+        kernel: Callable[..., None],
+        rates: tuple[float, ...],
+        before: NDArray[np.float32],
+        item_ids: Sequence[str],
+        weight: NDArray[np.float32],
+        event_hash: NDArray[np.uint64],
+    ) -> tuple[NDArray[np.float32], list[list[str]]]:
         rows = self.items.rows(item_ids)
+        rows[rows >= len(self.factors)] = -1
         vectors = np.empty((len(rows), self.dimension), dtype=np.float32)
         unknown = np.flatnonzero(rows < 0)
         vectors[rows >= 0] = self.factors.rows[rows[rows >= 0]]
         vectors[unknown] = self.factors.start_vectors([item_ids[position] for position in unknown.tolist()])
         after = np.array(before, dtype=np.float32, order="C")
         drawn = np.full((len(rows), self.negatives), -1, dtype=np.int32)
-        kernels.isgd_learn_users(
-            rows,
-            vectors,
-            weight,
-            event_hash,
-            self.factors.rows,
-            self.learning_rate,
-            self.regularization,
-            after,
-            drawn,
-        )
+        kernel(rows, vectors, weight, event_hash, self.factors.rows, *rates, after, drawn)
         ids = self.items.ids
         return after, [[ids[row] for row in line if row >= 0 and ids[row]] for line in drawn.tolist()]
 
     def apply(self, batch: LearningBatch, rows: BatchRows) -> None:
-        if batch.user_before.shape[1] != self.dimension:
-            raise ValueError(
-                f"user_before: {batch.user_before.shape[1]} dimensions, but this model has {self.dimension}; "
-                "the record was made under other settings"
-            )
+        self._require_dimension(batch)
         changes, vectors = self._given_vectors(batch, rows.changes)
         self.factors.ensure(self.items.ids, self.items.limit)
         kernels.isgd_apply(
             changes, vectors, rows.item, rows.negatives, batch.weight, batch.user_before, self.factors.rows,
             self.learning_rate, self.regularization,
         )  # fmt: skip
+
+    def unlearn(self, batch: LearningBatch, rows: BatchRows) -> None:
+        self._require_dimension(batch)
+        kernels.isgd_unlearn(
+            rows.item, rows.negatives, batch.weight, batch.user_after, self.factors.rows, self.learning_rate
+        )
+
+    def forget_rows(self, rows: NDArray[np.int32]) -> None:
+        self.factors.rows[rows[rows < len(self.factors)]] = 0.0
+
+    def _require_dimension(self, batch: LearningBatch) -> None:
+        if batch.user_before.shape[1] != self.dimension:
+            raise ValueError(
+                f"user_before: {batch.user_before.shape[1]} dimensions, but this model has {self.dimension}; "
+                "the record was made under other settings"
+            )
 
     def _given_vectors(
         self, batch: LearningBatch, changes: NDArray[np.int32]
@@ -190,14 +229,26 @@ class ISGD(OnlineRanker):
         batch = super().learn_user(events)
         user, item = events[0][0], events[0][1]
         before = self._user_factor(user)[None, :]
-        after, negatives = self.learn_users(before, [item], batch.weight, _event_hash(self.seed, events[0]))
-        index_of = {item_id: index for index, item_id in enumerate(batch.item_ids)}
-        columns = [index_of.setdefault(item_id, len(index_of)) for item_id in negatives[0]]
-        batch.item_ids = list(index_of)
-        batch.negatives = np.array([columns], dtype=np.int32).reshape(1, len(columns))
+        hashed = event_hash(self.seed, self._past[user][0].event_id, user, item, int(batch.time_ms[0]))
+        after, negatives = self.learn_users(before, [item], batch.weight, np.array([hashed], dtype=np.uint64))
+        name_negatives(batch, negatives[0])
         batch.user_before, batch.user_after = before.copy(), after
         self._users[user] = after[0]
         return batch
+
+    def unlearn_user(self, user: str, batch: LearningBatch) -> None:
+        hashed = withdrawn_hash(self.seed, user, self._past[user], batch)
+        before, item = self._user_factor(user)[None, :], batch.item_ids[batch.item[0]]
+        after, negatives = self.unlearn_users(
+            before, [item], batch.weight, np.array([hashed], dtype=np.uint64)
+        )
+        name_negatives(batch, negatives[0])
+        batch.user_before, batch.user_after = before.copy(), after
+        self._users[user] = after[0]
+
+    def drop_user(self, user: str) -> None:
+        super().drop_user(user)
+        self._users.pop(user, None)
 
     def nbytes(self) -> int:
         """Bytes of the item factors in use."""
@@ -224,12 +275,3 @@ class ISGD(OnlineRanker):
             start: NDArray[np.float32] = self.start_users([user])[0]
             return start
         return factor
-
-
-def _event_hash(seed: int, event: tuple[str, str, float, Context | None]) -> NDArray[np.uint64]:
-    """uint64[1] from event_id, or from user, item and time where the event has no id."""
-    user, item, _, context = event
-    x = context or {}
-    text = str(x.get("event_id") or f"{user}\0{item}\0{x.get('timestamp', 0)}")
-    digest = hashlib.blake2b(text.encode(), key=seed.to_bytes(8, "little"), digest_size=8).digest()
-    return np.frombuffer(digest, dtype="<u8").astype(np.uint64)

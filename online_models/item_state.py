@@ -19,14 +19,14 @@ from online_models.errors import SnapshotMismatchError
 from online_models.isgd import ISGD
 from online_models.item_table import ItemTable
 from online_models.kernels import KERNEL_VERSION
-from online_models.learning_batch import LearningBatch
+from online_models.learning_batch import LEARN, WITHDRAW, LearningBatch
 from online_models.popularity import DecayedPopularity
 from online_models.settings import ModelSettings
 
 __all__ = ["ItemState", "ModelSettings", "settings_digest", "warm_up"]
 
 METADATA_KEY = "freshet"
-SNAPSHOT_FORMAT = 2
+SNAPSHOT_FORMAT = 3
 
 
 class ItemState:
@@ -54,16 +54,38 @@ class ItemState:
         self._share(ItemTable(limit=settings.max_items))
 
     def apply(self, batch: LearningBatch) -> None:
-        """Learn one record of the log into every model. A bad batch raises ValueError and changes nothing."""
+        """Take one record of the log, of any kind, into every model. A bad batch raises ValueError and
+        changes nothing."""
         batch.validate()
-        if (have := batch.user_before.shape[1]) != self.factors.dimension:
+        have = batch.user_before.shape[1]
+        if batch.kind in (LEARN, WITHDRAW) and have != self.factors.dimension:
             raise ValueError(f"user_before: {have} dimensions, but settings say {self.factors.dimension}")
-        rows = self.items.resolve(batch)
-        for model in self._models:
-            model.apply(batch, rows)
+        if batch.kind == LEARN:
+            rows = self.items.resolve(batch)
+            for model in self._models:
+                model.apply(batch, rows)
+        else:
+            batch, rows = self.items.find(batch)
+            for model in self._models:
+                model.correct(batch, rows)
         if len(self._moved) < len(self.items):
             self._moved = np.append(self._moved, np.zeros(len(self.items), np.uint8))
         self._moved[rows.item] = 1
+
+    def forget_users(self, tokens: NDArray[np.uint64]) -> None:
+        """Drop what models keep of users, by the tokens uint64[m] of their records. Their events are taken
+        out of the counts by records of their own (`corrections.forgetting`)."""
+        for model in self._models:
+            model.forget_users(tokens)
+
+    def forget_item(self, item_id: str) -> bool:
+        """Take an item's row away and forget what was learned of it; False where it has none. To be called at
+        the same place of the log on every replica."""
+        row = self.items.free(item_id)
+        if row >= 0:
+            for model in self._models:
+                model.forget_rows(np.array([row], dtype=np.int32))
+        return row >= 0
 
     def take_moved(self, most: int) -> NDArray[np.int32]:
         """At most `most` rows int32[m] whose items were learned from and not yet given out here; the others
@@ -113,6 +135,17 @@ class ItemState:
     ) -> tuple[NDArray[np.float32], list[list[str]]]:
         """The owner's step, as `ISGD.learn_users`; changes no item state."""
         return self.factors.learn_users(before, item_ids, weight, event_hash)
+
+    def unlearn_users(
+        self,
+        before: NDArray[np.float32],
+        item_ids: Sequence[str],
+        weight: NDArray[np.float32],
+        event_hash: NDArray[np.uint64],
+    ) -> tuple[NDArray[np.float32], list[list[str]]]:
+        """The owner's step for withdrawing n events of distinct users, as `ISGD.unlearn_users`; changes no
+        item state. The WITHDRAW record carries before, after and the negatives returned."""
+        return self.factors.unlearn_users(before, item_ids, weight, event_hash)
 
     def digest(self) -> str:
         """SHA-256 (hex) over ids and every model's arrays in use, not over the offset."""
@@ -200,15 +233,19 @@ def warm_up(settings: ModelSettings) -> None:
     """Compile every kernel, or load it from numba's cache, before the first event has to wait for it."""
     state = ItemState(settings)
     before = state.start_users(["warm-up"])
-    after, _ = state.learn_users(before, ["a"], np.ones(1, dtype=np.float32), np.zeros(1, dtype=np.uint64))
+    event = (["a"], np.ones(1, dtype=np.float32), np.zeros(1, dtype=np.uint64))
+    after, _ = state.learn_users(before, *event)
+    state.unlearn_users(after, *event)
     none = np.zeros((1, 1), dtype=np.int32)
-    state.apply(
-        LearningBatch(
-            item_ids=["a"], item=none[0], recent=none - 1, time_ms=np.zeros(1, dtype=np.int64),
-            weight=np.ones(1, dtype=np.float32), event_type=np.zeros(1, dtype=np.uint8),
-            user_before=before, user_after=after, negatives=none - 1,
-        )
-    )  # fmt: skip
+    for kind in (LEARN, WITHDRAW):
+        state.apply(
+            LearningBatch(
+                item_ids=["a"], item=none[0], recent=none - 1, time_ms=np.zeros(1, dtype=np.int64),
+                weight=np.ones(1, dtype=np.float32), event_type=np.zeros(1, dtype=np.uint8),
+                user_before=before, user_after=after, negatives=none - 1, kind=kind,
+            )
+        )  # fmt: skip
+    state.forget_item("a")
     state.from_arrays(state.to_arrays())
     state.covisitation.retrieve(none, 1)
     state.covisitation.score(none, none)

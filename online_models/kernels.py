@@ -32,11 +32,16 @@ __all__ = [
     "isgd_retrieve",
     "isgd_score",
     "isgd_step",
+    "isgd_unlearn",
+    "isgd_unlearn_users",
+    "past_growth",
+    "popularity_forget",
     "popularity_learn",
+    "popularity_unlearn",
     "rebuild_top",
 ]
 
-KERNEL_VERSION = 2
+KERNEL_VERSION = 3
 """Raised whenever a kernel gives other bits for the same input; part of the settings digest."""
 
 GIVEN, GONE, SWEEP = 1, 0, 2
@@ -52,6 +57,9 @@ MAX_COMPONENT = np.float32(10.0)
 MAX_ERROR = np.float32(10.0)
 """Bounds on a factor's component and on an error: with both, no stream reaches an infinity or NaN."""
 
+MOST_UNDONE = np.float32(0.2)
+"""Of a step that took more of the error than this, only so much is undone: its inverse would be unstable."""
+UNDO_ROUNDS = 8
 MAX_RATE = 0.5
 """A step this long already overshoots: at 0.7 the hit rate on ML-100K falls to a third of that at 0.3."""
 
@@ -134,10 +142,37 @@ def _sort_best_first(scores: Floats, rows: Ints, size: int) -> None:
 
 @kernel
 def _growth(time_ms: int, clock: Longs, half_life_ms: float) -> float:
-    """Forward-decay factor 2**((t - landmark) / half-life); 1 without decay. Moves `newest` on."""
+    """Forward-decay factor 2**((t - landmark) / half-life); 1 without decay. The clock takes the time in."""
     clock[0] = time_ms if clock[0] < 0 else clock[0]
-    clock[1] = max(clock[1], time_ms)
+    place = clock.shape[0] - 1
+    if time_ms >= clock[place]:
+        while place > 1 and clock[place - 1] < time_ms:
+            clock[place] = clock[place - 1]
+            place -= 1
+        clock[place] = time_ms
     return 2.0 ** ((time_ms - clock[0]) / half_life_ms) if half_life_ms > 0.0 else 1.0
+
+
+@kernel
+def _past_growth(time_ms: int, clock: Longs, half_life_ms: float) -> float:
+    """What `_growth` gave, or would give since the landmark moved. Takes the time off the clock, but never
+    the last one that the clock knows."""
+    for place in range(1, clock.shape[0]):
+        if clock[place] == time_ms and clock.shape[0] > 2 and clock[2] >= 0:
+            for later in range(place, clock.shape[0] - 1):
+                clock[later] = clock[later + 1]
+            clock[clock.shape[0] - 1] = -1
+            break
+    if half_life_ms <= 0.0:
+        return 1.0
+    return 2.0 ** min((time_ms - clock[0]) / half_life_ms, RESCALE_HALF_LIVES)
+
+
+@kernel
+def past_growth(time_ms: Longs, clock: Longs, half_life_ms: float, out: Doubles) -> None:
+    """Growth of events that were learned and are withdrawn now: what `forward_growth` gave, faded since."""
+    for event in range(time_ms.shape[0]):
+        out[event] = _past_growth(time_ms[event], clock, half_life_ms)
 
 
 @kernel
@@ -254,16 +289,29 @@ def rebuild_top(
 
 
 @kernel
-def _lower_in_top(values: Doubles, top: Ints, position_of: Ints, length: int, row: int) -> None:
-    """Restore order within the list after values[row] fell."""
-    position = position_of[row]
+def _lower_in_top(values: Doubles, top: Ints, position_of: Ints, state: Longs, row: int) -> bool:
+    """Restore order after values[row] fell. Where rows stand outside the list, one that falls to its end
+    leaves it: another may be above now. True when the list has become too short."""
+    position, last = position_of[row], state[0] - 1
     if position < 0:
-        return
-    while position + 1 < length and _is_above(values, top[position + 1], row):
+        return False
+    while position < last and _is_above(values, top[position + 1], row):
         top[position] = top[position + 1]
         position_of[top[position]] = position
         position += 1
     top[position], position_of[row] = row, position
+    return position == last and state[1] != 0 and _drop_from_top(top, position_of, state, row)
+
+
+@kernel
+def _rebuild_short(
+    short: bool, short_plain: bool, given: Longs, decayed: Doubles, plain: Doubles, counters: Longs,
+    top: Ints, top_position: Ints, top_plain: Ints, top_plain_position: Ints,
+) -> None:  # fmt: skip
+    if short:
+        rebuild_top(decayed, -np.inf, given, counters[0], top, top_position, counters[1:3])
+    if short_plain:
+        rebuild_top(plain, 0.0, given, counters[0], top_plain, top_plain_position, counters[3:5])
 
 
 @kernel
@@ -275,9 +323,9 @@ def popularity_learn(
     """Learn events from `first` and table changes from `changed` on; returns the next ones: the last, or
     earlier when the clock needs service.
 
-    counters int64[6]: rows seen, decrements since top was rebuilt, then `state` of top and of top_plain.
+    counters int64[5]: rows seen, then `state` of top and of top_plain.
     """
-    state, state_plain = counters[2:4], counters[4:6]
+    state, state_plain = counters[1:3], counters[3:5]
     for event in range(first, item.shape[0]):
         if _rescale_due(time_ms[event], clock, half_life_ms):
             return event, changed
@@ -297,15 +345,57 @@ def popularity_learn(
             plain[row] += 1.0
             _raise_in_top(plain, top_plain, top_plain_position, state_plain, row)
         elif gain < 0.0:
-            _lower_in_top(decayed, top, top_position, state[0], row)
-            counters[1] += state[1]  # a list of all rows stays exact
-            short |= counters[1] >= max(1024, counters[0] // 8)
-        if short:
-            rebuild_top(decayed, -np.inf, given, counters[0], top, top_position, state)
-            counters[1] = 0
-        if short_plain:
-            rebuild_top(plain, 0.0, given, counters[0], top_plain, top_plain_position, state_plain)
+            short |= _lower_in_top(decayed, top, top_position, state, row)
+        if short or short_plain:
+            _rebuild_short(
+                short, short_plain, given, decayed, plain, counters,
+                top, top_position, top_plain, top_plain_position,
+            )  # fmt: skip
     return item.shape[0], changed
+
+
+@kernel
+def popularity_unlearn(
+    given: Longs, item: Ints, weight: Floats, time_ms: Longs, half_life_ms: float, decayed: Doubles,
+    plain: Doubles, clock: Longs, counters: Longs,
+    top: Ints, top_position: Ints, top_plain: Ints, top_plain_position: Ints,
+) -> None:  # fmt: skip
+    """Subtract events. No positive score remains, by rounding, where no positive event does."""
+    state, state_plain = counters[1:3], counters[3:5]
+    for event in range(item.shape[0]):
+        row, short, short_plain, positive = item[event], False, False, weight[event] > 0.0
+        plain[row] = max(plain[row] - positive, 0.0)
+        decayed[row] -= weight[event] * _past_growth(time_ms[event], clock, half_life_ms)
+        if plain[row] == 0.0:
+            decayed[row] = min(decayed[row], 0.0)
+            short_plain = _drop_from_top(top_plain, top_plain_position, state_plain, row)
+        elif positive:
+            short_plain = _lower_in_top(plain, top_plain, top_plain_position, state_plain, row)
+        if positive:
+            short = _lower_in_top(decayed, top, top_position, state, row)
+        else:
+            _raise_in_top(decayed, top, top_position, state, row)
+        _rebuild_short(
+            short, short_plain, given, decayed, plain, counters,
+            top, top_position, top_plain, top_plain_position,
+        )  # fmt: skip
+
+
+@kernel
+def popularity_forget(
+    rows: Ints, given: Longs, decayed: Doubles, plain: Doubles, counters: Longs,
+    top: Ints, top_position: Ints, top_plain: Ints, top_plain_position: Ints,
+) -> None:  # fmt: skip
+    """Forget rows whose items are gone."""
+    short = short_plain = False
+    for place in range(rows.shape[0]):
+        row = rows[place]
+        decayed[row] = plain[row] = 0.0
+        short |= _drop_from_top(top, top_position, counters[1:3], row)
+        short_plain |= _drop_from_top(top_plain, top_plain_position, counters[3:5], row)
+    _rebuild_short(
+        short, short_plain, given, decayed, plain, counters, top, top_position, top_plain, top_plain_position
+    )
 
 
 @kernel
@@ -339,8 +429,28 @@ def _sgd_step(moved: Floats, fixed: Floats, target: float, rate: float, regulari
 
 
 @kernel
+def _sgd_undo(moved: Floats, fixed: Floats, target: float, rate: float) -> None:
+    """The inverse of `_sgd_step` with the same other vector; what regularization took stays taken."""
+    length = _dot(fixed, fixed)
+    rate = min(np.float32(rate), MOST_UNDONE / max(length, np.float32(1e-6)))
+    error = (np.float32(target) - _dot(moved, fixed)) / (np.float32(1.0) - rate * length)
+    error = min(max(error, -MAX_ERROR), MAX_ERROR) * rate
+    for k in range(moved.shape[0]):
+        moved[k] = min(max(moved[k] - error * fixed[k], -MAX_COMPONENT), MAX_COMPONENT)
+
+
+@kernel
 def _rate(weight: float, learning_rate: float) -> float:
     return min(abs(weight) * learning_rate, MAX_RATE)
+
+
+@kernel
+def _drawn(event_hash: int, draw: int, known: int) -> int:
+    """Row of a negative, by SplitMix64 of the event's hash (Steele, Lea and Flood 2014)."""
+    mixed = np.uint64(event_hash) + np.uint64(draw + 1) * np.uint64(0x9E3779B97F4A7C15)
+    mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return np.int64((mixed ^ (mixed >> np.uint64(31))) % np.uint64(known))
 
 
 @kernel
@@ -355,16 +465,12 @@ def isgd_step(
     int32[m] the rows of the negatives, -1 where none was drawn. A freed row is all zeros: drawn, it only
     shrinks the user's factor a little, and the replicas take it for unknown.
     """
-    rate = _rate(weight, learning_rate)
-    known = np.uint64(item_factors.shape[0])
+    rate, known = _rate(weight, learning_rate), item_factors.shape[0]
     _sgd_step(factor_inout, vector, 1.0 if weight > 0.0 else 0.0, rate, regularization)
     for draw in range(drawn_out.shape[0]):
         drawn_out[draw] = -1
         if known > 0 and weight > 0.0:
-            mixed = np.uint64(event_hash) + np.uint64(draw + 1) * np.uint64(0x9E3779B97F4A7C15)  # SplitMix64
-            mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-            mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-            drawn = np.int64((mixed ^ (mixed >> np.uint64(31))) % known)
+            drawn = _drawn(event_hash, draw, known)
             if drawn != row:
                 drawn_out[draw] = drawn
                 _sgd_step(factor_inout, item_factors[drawn], 0.0, rate, regularization)
@@ -381,6 +487,58 @@ def isgd_learn_users(
             item_rows[event], item_vectors[event], weight[event], event_hash[event], factors,
             learning_rate, regularization, users[event], negatives[event],
         )  # fmt: skip
+
+
+@kernel
+def _isgd_unlearn_user(
+    row: int, vector: Floats, weight: float, event_hash: int, item_factors: Floats,
+    learning_rate: float, factor_inout: Floats, drawn_out: Ints,
+) -> None:  # fmt: skip
+    """Inverse of `isgd_step`, with the rows that the same hash draws now. The items have learned the event
+    since: what they were before follows from the user before, and the other way round, in a few rounds."""
+    rate, m, known = _rate(weight, learning_rate), drawn_out.shape[0], item_factors.shape[0]
+    target, now = 1.0 if weight > 0.0 else 0.0, factor_inout.copy()
+    items = np.empty((m + 1, vector.shape[0]), dtype=np.float32)
+    for draw in range(m):
+        drawn = _drawn(event_hash, draw, known) if known > 0 and weight > 0.0 else row
+        drawn_out[draw] = drawn if drawn != row else -1
+    for attempt in range(UNDO_ROUNDS):
+        for draw in range(m + 1):
+            if draw == m or drawn_out[draw] >= 0:
+                items[draw] = vector if draw == m else item_factors[drawn_out[draw]]
+                if attempt > 0:
+                    _sgd_undo(items[draw], factor_inout, target if draw == m else 0.0, rate)
+        factor_inout[:] = now
+        for draw in range(m - 1, -1, -1):
+            if drawn_out[draw] >= 0:
+                _sgd_undo(factor_inout, items[draw], 0.0, rate)
+        _sgd_undo(factor_inout, items[m], target, rate)
+
+
+@kernel
+def isgd_unlearn_users(
+    item_rows: Ints, item_vectors: Floats, weight: Floats, event_hash: NDArray[np.uint64], factors: Floats,
+    learning_rate: float, users: Floats, negatives: Ints,
+) -> None:  # fmt: skip
+    """The owner's half of withdrawing: users float32[n, d], all different, go back."""
+    for event in range(users.shape[0]):
+        _isgd_unlearn_user(
+            item_rows[event], item_vectors[event], weight[event], event_hash[event], factors,
+            learning_rate, users[event], negatives[event],
+        )  # fmt: skip
+
+
+@kernel
+def isgd_unlearn(
+    item: Ints, negatives: Ints, weight: Floats, users: Floats, factors: Floats, learning_rate: float
+) -> None:
+    """Every replica's half: the inverse of `isgd_apply`, with the users as their owners took them back."""
+    for event in range(item.shape[0]):
+        rate, target = _rate(weight[event], learning_rate), 1.0 if weight[event] > 0.0 else 0.0
+        for draw in range(negatives.shape[1] - 1, -1, -1):
+            if negatives[event, draw] >= 0:
+                _sgd_undo(factors[negatives[event, draw]], users[event], 0.0, rate)
+        _sgd_undo(factors[item[event]], users[event], target, rate)
 
 
 @kernel

@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from online_models import kernels
-from online_models.base import Arrays, OnlineRanker
-from online_models.forward_decay import half_lives_since, halvings_due, require_half_life
+from online_models.base import COUNTS, Arrays, OnlineRanker
+from online_models.forward_decay import half_lives_since, halvings_due, new_clock, require_half_life
 from online_models.item_table import grown
 from online_models.learning_batch import BatchRows, LearningBatch
 
@@ -22,10 +22,12 @@ class DecayedPopularity(OnlineRanker):
     $$p_i(T) = \sum_{e \text{ on } i} w_e\, 2^{-(T - t_e)/H}, \qquad n_i = \#\{e \text{ on } i : w_e > 0\}$$
 
     T is the newest event time, H the half-life. The best `top_size` rows by either are kept in order as
-    events come: exactly while weights are not negative, or the catalogue fits the list; else the decayed
-    list is rebuilt after every max(1024, items / 8) negative events. An item that loses its row leaves both
-    lists; they are then shorter, and exact, until others rise above their last, or half of a list is gone
-    and it is rebuilt.
+    events come and go. Where rows stand outside a list, one that falls to its end or loses its item leaves
+    it: the list is then shorter, and exact, until others rise above its last, or half of it is gone and it is
+    rebuilt.
+
+    A withdrawn event is subtracted, and T goes back where it was the newest (of the last eight times). Of an
+    item without a positive event nothing positive remains.
 
     Parameters: half_life_s H (seconds of event time; 0 = no decay), top_size, seed (unused).
 
@@ -37,6 +39,8 @@ class DecayedPopularity(OnlineRanker):
     >>> model.top(2).tolist(), model.top_plain(2).tolist()
     ([1, 0], [0, 1])
     """
+
+    learns = COUNTS
 
     def __init__(self, half_life_s: float = 20 * 86_400.0, top_size: int = 4096, seed: int = 0) -> None:
         super().__init__(seed=seed)
@@ -58,15 +62,30 @@ class DecayedPopularity(OnlineRanker):
                 self._top, self._top_position, self._top_plain, self._top_plain_position,
             )  # fmt: skip
 
+    def unlearn(self, batch: LearningBatch, rows: BatchRows) -> None:
+        self._reserve(len(self.items))
+        kernels.popularity_unlearn(
+            self.items.given, rows.item, batch.weight, batch.time_ms, self.half_life_s * 1000.0,
+            self._decayed, self._plain, self._clock, self._counters,
+            self._top, self._top_position, self._top_plain, self._top_plain_position,
+        )  # fmt: skip
+
+    def forget_rows(self, rows: NDArray[np.int32]) -> None:
+        self._reserve(len(self.items))
+        kernels.popularity_forget(
+            rows, self.items.given, self._decayed, self._plain, self._counters,
+            self._top, self._top_position, self._top_plain, self._top_plain_position,
+        )  # fmt: skip
+
     def top(self, k: int) -> NDArray[np.int32]:
         """At most k rows int32 by falling decayed score, then row; only positive scores."""
-        best = self._top[: min(k, int(self._counters[2]))]
+        best = self._top[: min(k, int(self._counters[1]))]
         positive: NDArray[np.int32] = best[self._decayed[best] > 0.0]
         return positive
 
     def top_plain(self, k: int) -> NDArray[np.int32]:
         """At most k rows int32 by falling count, then row."""
-        return self._top_plain[: min(k, int(self._counters[4]))].copy()
+        return self._top_plain[: min(k, int(self._counters[3]))].copy()
 
     def plain_places(self) -> NDArray[np.int32]:
         """A view: each row's place by falling count, then row, int32[>= rows], -1 where it has none. Good
@@ -89,7 +108,7 @@ class DecayedPopularity(OnlineRanker):
     def item_arrays(self) -> Arrays:
         n = len(self.items)
         self._reserve(n)
-        _, _, length, _, length_plain, _ = self._counters.tolist()
+        _, length, _, length_plain, _ = self._counters.tolist()
         return {
             "popularity.decayed": self._decayed[:n].copy(),
             "popularity.plain": self._plain[:n].copy(),
@@ -117,8 +136,8 @@ class DecayedPopularity(OnlineRanker):
     def _clear(self) -> None:
         self._decayed = np.zeros(0, dtype=np.float64)
         self._plain = np.zeros(0, dtype=np.float64)
-        self._clock = np.full(2, -1, dtype=np.int64)
-        self._counters = np.zeros(6, dtype=np.int64)  # as in kernels.popularity_learn
+        self._clock = new_clock()
+        self._counters = np.zeros(5, dtype=np.int64)  # as in kernels.popularity_learn
         self._top = np.zeros(self.top_size, dtype=np.int32)
         self._top_plain = np.zeros(self.top_size, dtype=np.int32)
         self._top_position = np.zeros(0, dtype=np.int32)
@@ -145,9 +164,8 @@ class DecayedPopularity(OnlineRanker):
         self._decayed[:seen] *= 2.0**-halvings
         self._clock[0] += round(halvings * self.half_life_s * 1000.0)
         kernels.rebuild_top(  # scores that faded to 0 are equal now, and equals go by row
-            self._decayed, -np.inf, self.items.given, seen, self._top, self._top_position, self._counters[2:4]
+            self._decayed, -np.inf, self.items.given, seen, self._top, self._top_position, self._counters[1:3]
         )
-        self._counters[1] = 0
 
 
 def _gather(values: NDArray[np.float64], rows: NDArray[np.int32]) -> NDArray[np.float64]:

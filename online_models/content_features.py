@@ -86,7 +86,7 @@ def _names(item: str, field: str, x: Mapping[str, Any]) -> list[str]:
         return []
     if isinstance(given, Mapping):
         return [f"{name}={value}" for name, value in given.items()]
-    if isinstance(given, str) or not all(isinstance(name, str) for name in given):
+    if not isinstance(given, list | tuple) or not all(isinstance(name, str) for name in given):
         raise ValueError(f"{item}: {field} is {given!r}, but a list of names is needed")
     return list(given)
 

@@ -183,6 +183,18 @@ def _move_pair(
 
 
 @kernel
+def _follow(changes: Ints, changed: int, event: int, slot_of_index: Ints, slot_of_row: Ints) -> int:
+    """Move slot_of_row on by the table changes before an event; returns the first change that is left."""
+    while changed < changes.shape[0] and changes[changed, 0] == event:
+        if changes[changed, 1] == GIVEN:
+            slot_of_row[changes[changed, 2]] = slot_of_index[changes[changed, 3]]
+        elif changes[changed, 1] == GONE:
+            slot_of_row[changes[changed, 2]] = -1
+        changed += 1
+    return changed
+
+
+@kernel
 def learn(
     changes: Ints, slot_of_index: Ints, item: Ints, recent: Ints, weight: Floats, users: NDArray[np.uint64],
     time_ms: Longs, direction: float, used: int, buckets: int, slot_of_row: Ints, contents: Contents,
@@ -197,12 +209,7 @@ def learn(
     changed, length = 0, min(rule.query_length, recent.shape[1])
     slots, ones = np.empty(length, dtype=np.int32), np.ones(length, dtype=np.float32)
     for event in range(item.shape[0]):
-        while changed < changes.shape[0] and changes[changed, 0] == event:
-            if changes[changed, 1] == GIVEN:
-                slot_of_row[changes[changed, 2]] = slot_of_index[changes[changed, 3]]
-            elif changes[changed, 1] == GONE:
-                slot_of_row[changes[changed, 2]] = -1
-            changed += 1
+        changed = _follow(changes, changed, event, slot_of_index, slot_of_row)
         slot = slot_of_row[item[event]]
         if slot < 0 or weight[event] == 0.0:
             continue

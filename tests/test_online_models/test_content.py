@@ -370,6 +370,7 @@ def test_a_snapshot_holds_the_catalogue() -> None:
         ({"description": b"x"}, "tea: description is b'x'"),
         ({"categories": "drinks"}, "tea: categories is 'drinks', but a list of names is needed"),
         ({"labels": [1]}, r"tea: labels is \[1\]"),
+        ({"labels": {"a", "b"}}, "tea: labels is {.*}, but a list of names"),  # it has no order
         ({"price": float("nan")}, "tea: price is nan, but a finite number of at least 0"),
         ({"price": -1.0}, "tea: price is -1.0"),
         ({"price": True}, "tea: price is True"),

@@ -8,8 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from online_models import session_knn_kernels as kernels
-from online_models.base import RECENT_KEPT, Arrays, OnlineRanker, contiguous_rows, user_token
+from online_models.base import COUNTS, RECENT_KEPT, Arrays, OnlineRanker, contiguous_rows, user_token
+from online_models.forward_decay import new_clock
 from online_models.item_table import grown
+from online_models.kernels import forward_growth, past_growth
 from online_models.learning_batch import BatchRows, LearningBatch
 
 __all__ = ["SessionKNN"]
@@ -38,7 +40,10 @@ class SessionKNN(OnlineRanker):
 
     At most `max_sessions` are kept: a new one takes the place of that which began first, whatever its length.
     Late events join the open session. An event of negative weight takes the item out of the user's open
-    session. A batch's events without a user token are passed over.
+    session. A batch's events without a user token are passed over. A use that is withdrawn leaves its session
+    as it would be without it, except that the session is not cut in two, keeps its turn among those that
+    began, an item used again later in it keeps its place, and what made room or was taken out meanwhile does
+    not come back. Finding it takes one look at all sessions.
 
     Parameters: session_gap_s, session_length, max_sessions, query_length L, query_decay d, distance_decay g,
     session_half_life_s H (seconds of event time; 0 = no decay), source_exponent alpha, target_exponent beta,
@@ -57,6 +62,8 @@ class SessionKNN(OnlineRanker):
     >>> model.rank("bob", ["tea", "milk", "unknown"])
     ['milk', 'tea', 'unknown']
     """
+
+    learns = COUNTS
 
     def __init__(
         self,
@@ -93,11 +100,27 @@ class SessionKNN(OnlineRanker):
 
     def apply(self, batch: LearningBatch, rows: BatchRows) -> None:
         self._reserve_rows(len(self.items))
-        self._reserve_sessions(int(self._sessions.marks[kernels.BEGUN]) + len(batch))
-        kernels.session_learn(
+        self._reserve_sessions(int(self._sessions.begun[0]) + len(batch))
+        forward_growth(0, batch.time_ms, self._clock, 0.0, np.empty(len(batch), dtype=np.float64))
+        kernels.learn(
             rows.changes, rows.item, batch.weight, batch.time_ms, batch.user, self._sessions,
             self.session_length, self.session_gap_s * 1000.0, self.max_sessions,
         )  # fmt: skip
+
+    def unlearn(self, batch: LearningBatch, rows: BatchRows) -> None:
+        self._reserve_rows(len(self.items))
+        past_growth(batch.time_ms, self._clock, 0.0, np.empty(len(batch), dtype=np.float64))
+        kernels.unlearn(
+            rows.item, batch.weight, batch.time_ms, batch.user, self._sessions, self.session_length,
+            self.max_sessions,
+        )  # fmt: skip
+
+    def forget_rows(self, rows: NDArray[np.int32]) -> None:
+        self._reserve_rows(len(self.items))
+        kernels.forget_items(rows, self._sessions, self.session_length)
+
+    def forget_users(self, tokens: NDArray[np.uint64]) -> None:
+        kernels.forget_users(tokens, self._sessions, self._live(), self.session_length)
 
     def score(
         self,
@@ -109,12 +132,12 @@ class SessionKNN(OnlineRanker):
         (newest first, -1 padded). users uint64[n]: tokens, whose open sessions don't count; 0 = none."""
         out = np.zeros(candidate_rows.shape, dtype=np.float32)
         tokens = np.zeros(len(recent_rows), dtype=np.uint64) if users is None else users
-        kernels.session_score(
+        kernels.score(
             contiguous_rows(recent_rows), tokens, contiguous_rows(candidate_rows), self._sessions,
             self._source_power, self._target_power, self.session_length, self.max_sessions,
             self.query_length, self.query_decay, self.sessions_per_item, self.sample, self.neighbours,
-            self.session_half_life_s * 1000.0, self._gap_weight, self._similarity, self._match, self._total,
-            out,
+            self.session_half_life_s * 1000.0, int(self._clock[1]), self._gap_weight, self._similarity,
+            self._match, self._total, out,
         )  # fmt: skip
         return out
 
@@ -134,15 +157,19 @@ class SessionKNN(OnlineRanker):
             "session_knn.filled": sessions.filled[:live].copy(),
             "session_knn.items": sessions.item[used],
             "session_knn.older": sessions.older[used],
+            "session_knn.uses": sessions.uses[used],
+            "session_knn.used_ms": sessions.used_ms[used],
             "session_knn.newest": sessions.newest[:n].copy(),
-            "session_knn.marks": sessions.marks.copy(),
+            "session_knn.begun": sessions.begun.copy(),
+            "session_knn.clock": self._clock.copy(),
         }
 
     def load_item_arrays(self, arrays: Mapping[str, NDArray[np.generic]]) -> None:
         self._clear()
         n, live = len(self.items), len(arrays["session_knn.users"])
         self._reserve_rows(n)
-        self._sessions.marks[:] = arrays["session_knn.marks"]
+        self._sessions.begun[:] = arrays["session_knn.begun"]
+        self._clock[:] = arrays["session_knn.clock"]
         self._reserve_sessions(live)
         sessions = self._sessions
         sessions.user[:live] = arrays["session_knn.users"]
@@ -152,17 +179,20 @@ class SessionKNN(OnlineRanker):
         used = self._used_entries(sessions.filled[:live])
         sessions.item[used] = arrays["session_knn.items"]
         sessions.older[used] = arrays["session_knn.older"]
+        sessions.uses[used] = arrays["session_knn.uses"]
+        sessions.used_ms[used] = arrays["session_knn.used_ms"]
         has_item = used[sessions.item[used] >= 0]
         sessions.held[:live] = np.bincount(has_item // self.session_length, minlength=live)
+        sessions.newer[used] = -1
         kernels.link_newer(sessions, used)
-        kernels.open_sessions(sessions, self.max_sessions)
+        kernels.reopen(sessions, self.max_sessions)
 
     def nbytes(self) -> int:
         """Bytes of the sessions kept, whole, and of the arrays for the items' rows."""
-        return self._live() * (8 + 8 + 3 * 4 + 12 * self.session_length) + 8 * len(self.items)
+        return self._live() * (8 + 8 + 3 * 4 + 24 * self.session_length) + 8 * len(self.items)
 
     def _live(self) -> int:
-        return min(int(self._sessions.marks[kernels.BEGUN]), self.max_sessions)
+        return min(int(self._sessions.begun[0]), self.max_sessions)
 
     def _used_entries(self, filled: NDArray[np.int32]) -> NDArray[np.int64]:
         """Entries int64 that sessions have filled, in the order of their places."""
@@ -181,10 +211,13 @@ class SessionKNN(OnlineRanker):
             item=none,
             older=none,
             newer=none,
+            uses=none,
+            used_ms=np.zeros(0, dtype=np.int64),
             newest=none,
             count=none,
-            marks=np.array([0, -1], dtype=np.int64),
+            begun=np.zeros(1, dtype=np.int64),
         )
+        self._clock = new_clock()
         self._total = np.zeros(0, dtype=np.float32)
         self._reserve_sessions(1)
 
@@ -212,13 +245,15 @@ class SessionKNN(OnlineRanker):
             item=grown(sessions.item, n * length, most * length),
             older=grown(sessions.older, n * length, most * length),
             newer=grown(sessions.newer, n * length, most * length),
+            uses=grown(sessions.uses, n * length, most * length),
+            used_ms=grown(sessions.used_ms, n * length, most * length),
         )
         counts = np.maximum(np.arange(n + 1, dtype=np.float64), 1.0)
         self._source_power = (counts**-self.source_exponent).astype(np.float32)
         self._target_power = (counts**-self.target_exponent).astype(np.float32)
         self._similarity = np.zeros(n, dtype=np.float32)
         self._match = np.full(n, -1, dtype=np.int32)
-        kernels.open_sessions(self._sessions, self.max_sessions)
+        kernels.reopen(self._sessions, self.max_sessions)
 
     def _check_parameters(self) -> None:
         ranges = {

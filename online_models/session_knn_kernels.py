@@ -18,10 +18,7 @@ from numpy.typing import NDArray
 
 from online_models.kernels import GONE, kernel
 
-__all__ = ["BEGUN", "NEWEST_MS", "Sessions", "link_newer", "open_sessions", "session_learn", "session_score"]
-
-BEGUN, NEWEST_MS = 0, 1
-"""Places in `Sessions.marks`: sessions begun so far, newest event time in ms (-1 = no event yet)."""
+__all__ = ["Sessions", "forget_items", "forget_users", "learn", "link_newer", "reopen", "score", "unlearn"]
 
 Floats = NDArray[np.float32]
 Doubles = NDArray[np.float64]
@@ -30,7 +27,7 @@ Longs = NDArray[np.int64]
 
 
 class Sessions(NamedTuple):
-    user: NDArray[np.uint64]  # [sessions]: the user's token
+    user: NDArray[np.uint64]  # [sessions]: the user's token, 0 = nobody's any more
     last_ms: Longs  # [sessions]: time of its last event
     filled: Ints  # [sessions]: entries used
     held: Ints  # [sessions]: of these, such as still have an item
@@ -39,9 +36,11 @@ class Sessions(NamedTuple):
     item: Ints  # [sessions * length]: row of the entry's item, -1 = taken out
     older: Ints  # [sessions * length]: the item's entry before this one, -1 = first
     newer: Ints  # [sessions * length]
+    uses: Ints  # [sessions * length]: events that it stands for
+    used_ms: Longs  # [sessions * length]: time of the newest of them, kept when the item is taken out
     newest: Ints  # [rows]: the item's newest entry, -1 = none
     count: Ints  # [rows]: the item's entries
-    marks: Longs  # [2]
+    begun: Longs  # [1]: sessions begun so far
 
 
 @kernel
@@ -97,15 +96,22 @@ def _take_out(sessions: Sessions, entry: int, length: int) -> None:
 
 
 @kernel
+def _end(sessions: Sessions, slot: int, length: int) -> None:
+    """Forget a session; its place in the ring stays empty until its turn comes."""
+    _close(sessions, slot)
+    for entry in range(slot * length, slot * length + sessions.filled[slot]):
+        if sessions.item[entry] >= 0:
+            _take_out(sessions, entry, length)
+    sessions.user[slot] = sessions.last_ms[slot] = sessions.filled[slot] = sessions.held[slot] = 0
+
+
+@kernel
 def _begin(sessions: Sessions, user: int, time_ms: int, length: int, max_sessions: int) -> int:
     """A new session, in the place of the oldest when there are enough."""
-    slot = sessions.marks[BEGUN] % max_sessions
-    if sessions.marks[BEGUN] >= max_sessions:
-        _close(sessions, slot)
-        for entry in range(slot * length, slot * length + sessions.filled[slot]):
-            if sessions.item[entry] >= 0:
-                _take_out(sessions, entry, length)
-    sessions.marks[BEGUN] += 1
+    slot = sessions.begun[0] % max_sessions
+    if sessions.begun[0] >= max_sessions:
+        _end(sessions, slot, length)
+    sessions.begun[0] += 1
     sessions.user[slot], sessions.last_ms[slot] = user, time_ms
     sessions.filled[slot] = sessions.held[slot] = 0
     _open(sessions, slot)
@@ -113,8 +119,9 @@ def _begin(sessions: Sessions, user: int, time_ms: int, length: int, max_session
 
 
 @kernel
-def _append(sessions: Sessions, slot: int, row: int, length: int) -> None:
+def _append(sessions: Sessions, slot: int, row: int, time_ms: int, length: int) -> None:
     entry, older = slot * length + sessions.filled[slot], sessions.newest[row]
+    sessions.uses[entry], sessions.used_ms[entry] = 1, time_ms
     sessions.item[entry], sessions.older[entry], sessions.newer[entry] = row, older, -1
     if older >= 0:
         sessions.newer[older] = entry
@@ -133,7 +140,7 @@ def _entry_of(sessions: Sessions, slot: int, row: int, length: int) -> int:
 
 
 @kernel
-def session_learn(
+def learn(
     changes: Ints, item: Ints, weight: Floats, time_ms: Longs, user: NDArray[np.uint64], sessions: Sessions,
     length: int, gap_ms: float, max_sessions: int,
 ) -> None:  # fmt: skip
@@ -146,7 +153,6 @@ def session_learn(
                     _take_out(sessions, sessions.newest[changes[changed, 2]], length)
             changed += 1
         row, now, token = item[event], time_ms[event], user[event]
-        sessions.marks[NEWEST_MS] = max(sessions.marks[NEWEST_MS], now)
         if token == 0 or weight[event] == 0.0:
             continue
         slot = _open_session(sessions, token)
@@ -165,16 +171,103 @@ def session_learn(
             slot = _begin(sessions, token, now, length, max_sessions)
         sessions.last_ms[slot] = max(sessions.last_ms[slot], now)
         if entry < 0:
-            _append(sessions, slot, row, length)
+            _append(sessions, slot, row, now, length)
+        else:
+            sessions.uses[entry] += 1
+            sessions.used_ms[entry] = max(sessions.used_ms[entry], now)
 
 
 @kernel
-def open_sessions(sessions: Sessions, max_sessions: int) -> None:
+def _find_use(sessions: Sessions, user: int, row: int, time_ms: int, length: int, max_sessions: int) -> int:
+    """The entry of a use of that time: the one that says so, else the oldest that stands for several uses up
+    to a later one; -1 = none. Looks at every session once."""
+    found, begun = np.int64(-1), sessions.begun[0]
+    for number in range(begun - 1, max(begun - max_sessions, 0) - 1, -1):
+        slot = number % max_sessions
+        entry = _entry_of(sessions, slot, row, length) if sessions.user[slot] == user else np.int64(-1)
+        if entry >= 0 and sessions.used_ms[entry] == time_ms:
+            return entry
+        if entry >= 0 and sessions.used_ms[entry] > time_ms and sessions.uses[entry] > 1:
+            found = entry
+    return found
+
+
+@kernel
+def _move_up(sessions: Sessions, slot: int, hole: int, length: int) -> None:
+    """Close the gap that an empty entry leaves."""
+    last = slot * length + sessions.filled[slot] - 1
+    for to in range(hole, last):
+        entry = to + 1
+        row, older, newer = sessions.item[entry], sessions.older[entry], sessions.newer[entry]
+        sessions.item[to], sessions.older[to], sessions.newer[to] = row, older, newer
+        sessions.uses[to], sessions.used_ms[to] = sessions.uses[entry], sessions.used_ms[entry]
+        if newer >= 0:
+            sessions.older[newer] = to
+        elif row >= 0:
+            sessions.newest[row] = to
+        if older >= 0:
+            sessions.newer[older] = to
+    sessions.item[last] = sessions.older[last] = sessions.newer[last] = -1
+    sessions.filled[slot] -= 1
+
+
+@kernel
+def unlearn(
+    item: Ints, weight: Floats, time_ms: Longs, user: NDArray[np.uint64], sessions: Sessions, length: int,
+    max_sessions: int,
+) -> None:  # fmt: skip
+    """Take uses back. A session of which none is left ends, and the user's session before it is open again;
+    what an event of negative weight took out does not come back."""
+    for event in range(item.shape[0]):
+        token, entry = user[event], np.int64(-1)
+        if token != 0 and weight[event] > 0.0:
+            entry = _find_use(sessions, token, item[event], time_ms[event], length, max_sessions)
+        if entry >= 0:
+            sessions.uses[entry] -= 1
+        if entry < 0 or sessions.uses[entry] > 0:
+            continue
+        slot = entry // length
+        _take_out(sessions, entry, length)
+        _move_up(sessions, slot, entry, length)
+        if sessions.filled[slot] > 0:
+            first = slot * length
+            sessions.last_ms[slot] = sessions.used_ms[first : first + sessions.filled[slot]].max()
+            continue
+        _end(sessions, slot, length)
+        begun = sessions.begun[0]
+        for number in range(begun - 1, max(begun - max_sessions, 0) - 1, -1):
+            before = number % max_sessions
+            if sessions.user[before] == token:
+                if _open_session(sessions, token) < 0:
+                    _open(sessions, before)
+                break
+
+
+@kernel
+def forget_users(tokens: NDArray[np.uint64], sessions: Sessions, live: int, length: int) -> None:
+    """End all sessions of users; `live` is how many there are."""
+    for slot in range(live):
+        if sessions.user[slot] != 0 and (tokens == sessions.user[slot]).any():
+            _end(sessions, slot, length)
+
+
+@kernel
+def forget_items(rows: Ints, sessions: Sessions, length: int) -> None:
+    """Take items out of every session."""
+    for row in rows:
+        while sessions.newest[row] >= 0:
+            _take_out(sessions, sessions.newest[row], length)
+
+
+@kernel
+def reopen(sessions: Sessions, max_sessions: int) -> None:
     """Find users' open sessions anew, after the buckets changed: of each user that which began last."""
     sessions.buckets[:] = -1
-    begun = sessions.marks[BEGUN]
+    begun = sessions.begun[0]
     for number in range(max(begun - max_sessions, 0), begun):
         slot = number % max_sessions
+        if sessions.user[slot] == 0:
+            continue
         before = _open_session(sessions, sessions.user[slot])
         if before >= 0:
             _close(sessions, before)
@@ -184,8 +277,6 @@ def open_sessions(sessions: Sessions, max_sessions: int) -> None:
 @kernel
 def link_newer(sessions: Sessions, used: Longs) -> None:
     """Set `newer`, and the items' counts, of the entries `used` from what is older."""
-    for entry in used:
-        sessions.newer[entry] = -1
     for entry in used:
         if sessions.older[entry] >= 0:
             sessions.newer[sessions.older[entry]] = entry
@@ -239,11 +330,11 @@ def _keep_newest(touched: Longs, n: int, sample: int, begun: int, max_sessions: 
 
 @kernel
 def _weigh(
-    touched: Longs, n: int, sessions: Sessions, half_life_ms: float, similarity: Floats, match: Ints,
-    entries: Longs, values: Floats,
+    touched: Longs, n: int, sessions: Sessions, now: int, half_life_ms: float, similarity: Floats,
+    match: Ints, entries: Longs, values: Floats,
 ) -> int:  # fmt: skip
     """Entries and decayed cosines of the sessions that are left; similarity and match are as before."""
-    kept, now = 0, sessions.marks[NEWEST_MS]
+    kept = 0
     for place in range(n):
         slot = touched[place]
         if match[slot] >= 0:
@@ -272,11 +363,12 @@ def _keep_nearest(entries: Longs, values: Floats, n: int, neighbours: int) -> in
 
 
 @kernel
-def session_score(
+def score(
     recent: Ints, user: NDArray[np.uint64], candidates: Ints, sessions: Sessions,
     source_power: Floats, target_power: Floats, length: int, max_sessions: int,
     query_length: int, query_decay: float, sessions_per_item: int, sample: int, neighbours: int,
-    half_life_ms: float, gap_weight: Floats, similarity: Floats, match: Ints, total: Floats, out: Floats,
+    half_life_ms: float, now: int, gap_weight: Floats, similarity: Floats, match: Ints, total: Floats,
+    out: Floats,
 ) -> None:  # fmt: skip
     """Scores of given rows. similarity [sessions], match [sessions] (-1) and total [rows] are scratch, and
     as before when it returns."""
@@ -289,8 +381,8 @@ def session_score(
             recent[query], own, sessions, source_power, length, query_length, query_decay, sessions_per_item,
             similarity, match, touched,
         )  # fmt: skip
-        _keep_newest(touched, n, sample, sessions.marks[BEGUN], max_sessions, match)
-        n = _weigh(touched, n, sessions, half_life_ms, similarity, match, entries, values)
+        _keep_newest(touched, n, sample, sessions.begun[0], max_sessions, match)
+        n = _weigh(touched, n, sessions, now, half_life_ms, similarity, match, entries, values)
         n = _keep_nearest(entries, values, n, neighbours)
         for place in range(n):
             first = entries[place] // length * length

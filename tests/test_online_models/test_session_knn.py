@@ -10,11 +10,13 @@ from hypothesis import strategies as st
 
 from online_models import ItemTable, checks
 from online_models.base import user_token
+from online_models.learning_batch import WITHDRAW
 from online_models.session_knn import SessionKNN
+from tests.test_online_models.batches import LASTING, random_batches
 
 VARIANTS: list[dict[str, Any]] = [
     {},
-    {"session_length": 2, "max_sessions": 5, "session_gap_s": 600.0, "session_half_life_s": 3600.0},
+    {"session_length": 4, "max_sessions": 60, "session_gap_s": 600.0, "session_half_life_s": 3600.0},
     {"sample": 3, "neighbours": 2, "sessions_per_item": 2, "source_exponent": 1.0, "query_length": 3},
 ]
 PLAIN: dict[str, Any] = {"source_exponent": 0.0, "target_exponent": 0.0, "distance_decay": 0.5}
@@ -142,6 +144,97 @@ def test_contract_in_other_settings(check: Any, kwargs: dict[str, Any]) -> None:
     check(lambda: SessionKNN(**kwargs))
 
 
+@pytest.mark.parametrize("check", LASTING, ids=lambda check: check.__name__)
+def test_few_short_sessions_keep_the_contract(check: Any) -> None:
+    """What has made room does not come back, so nothing that needs it does."""
+    check(lambda: SessionKNN(session_length=2, max_sessions=5, session_gap_s=600.0, session_half_life_s=3600))
+
+
+@given(
+    events=st.lists(
+        st.tuples(st.sampled_from("uvwx"), st.sampled_from("abcdefgh"), st.integers(1, 500)),
+        min_size=1, max_size=60,
+    ),
+    which=st.integers(0, 99), per_item=st.sampled_from([1, 2, 100]),
+)  # fmt: skip
+@settings(max_examples=100, deadline=None)
+def test_what_is_withdrawn_was_never_there(
+    events: list[tuple[str, str, int]], which: int, per_item: int
+) -> None:
+    """Of a user's events in one session, each of another item; his sessions are days apart."""
+    which, time_ms, streams = which % len(events), 10**9, ([], [])  # type: ignore[var-annotated]
+    met: dict[str, set[str]] = defaultdict(set)
+    days: dict[str, int] = defaultdict(int)
+    for at, (user, item, later_s) in enumerate(events):
+        if item in met[user]:
+            met[user], days[user] = set(), days[user] + 1
+        met[user].add(item)
+        time_ms += later_s
+        x = {"timestamp": time_ms + days[user] * 86_400_000, "event_id": f"{at}"}
+        streams[0].append((user, item, 1.0, x))
+        if at != which:
+            streams[1].append((user, item, 1.0, x))
+    models = []
+    for stream in streams:
+        models.append(SessionKNN(sessions_per_item=per_item, session_half_life_s=86_400.0))
+        for event in stream:
+            models[-1].learn_one(*event)
+    model, without = models
+    restored = SessionKNN(sessions_per_item=per_item, session_half_life_s=86_400.0)
+    assert model.retract(events[which][0], f"{which}")
+    restored.from_arrays(model.to_arrays())
+    for user in "uvwxz":
+        for item in without.items.ids:
+            found, expected = model.predict_one(user, item), without.predict_one(user, item)
+            assert found == pytest.approx(expected, rel=1e-5, abs=1e-7)
+            assert restored.predict_one(user, item) == found
+
+
+def test_of_two_uses_one_can_be_withdrawn() -> None:
+    model, once = SessionKNN(**PLAIN), SessionKNN(**PLAIN)
+    for at, item in enumerate(["bread", "milk", "bread"]):
+        model.learn_one("ann", item, x={"timestamp": at, "event_id": f"{at}"})
+        if at < 2:
+            once.learn_one("ann", item, x={"timestamp": at})
+    for one in (model, once):
+        one.learn_one("bob", "milk", x={"timestamp": 3})
+    assert model.retract("ann", "0")
+    assert model.predict_one("bob", "bread") == once.predict_one("bob", "bread") > 0.0
+    assert model.retract("ann", "2")
+    assert model.predict_one("bob", "bread") == 0.0
+    assert model.retract("ann", "1")
+    assert model.item_arrays()["session_knn.filled"].tolist() == [0, 1]
+
+
+def test_a_forgotten_user_has_no_session() -> None:
+    model = SessionKNN(max_sessions=3, **PLAIN)
+    for at in range(3):
+        model.learn_many(["ann", "ann"], ["bread", "milk"], x=[{"timestamp": at * 10**8}] * 2)
+    model.learn_one("bob", "bread", x={"timestamp": 3 * 10**8})
+    assert model.predict_one("bob", "milk") > 0.0
+    model.forget("ann")
+    assert model.predict_one("bob", "milk") == 0.0
+    state = model.item_arrays()
+    assert np.count_nonzero(state["session_knn.users"]) == 1
+    assert state["session_knn.filled"].sum() == 1
+    model.learn_one("cat", "milk", x={"timestamp": 4 * 10**8})
+    assert model.predict_one("cat", "bread") == 0.0
+
+
+def test_a_hundred_thousand_random_steps_stay_finite() -> None:
+    rng = np.random.default_rng(0)
+    model = SessionKNN(max_sessions=300, session_length=8, session_gap_s=10**5, session_half_life_s=60.0)
+    for batch in random_batches(rng, n=20_000, batches=5, users=60, items=50):
+        model.apply(batch, model.items.resolve(batch))
+        taken = batch.take(rng.choice(len(batch), 2_000))
+        taken.kind = WITHDRAW
+        model.correct(*model.items.find(taken))
+        sessions, rows = model._sessions, np.arange(len(model.items), dtype=np.int32)
+        counts = np.bincount(sessions.item[sessions.item >= 0], minlength=len(rows))
+        assert sessions.count[: len(rows)].tolist() == counts.tolist()
+        assert np.isfinite(model.score(rows[None, :10], rows[None, :])).all()
+
+
 def test_two_hours_apart_are_two_sessions() -> None:
     for gap_s, expected in [(7200.0, 0.5 / np.sqrt(2)), (7199.0, 0.0)]:
         model = SessionKNN(session_gap_s=gap_s, **PLAIN)
@@ -203,9 +296,9 @@ def test_memory_is_bounded() -> None:
         users = [f"u{k}" for k in rng.integers(0, 500, 1500)]
         model.learn_many(users, [f"i{k}" for k in rng.integers(0, 40, 1500)])
         sizes.append(sum(array.nbytes for name, array in model.item_arrays().items() if "items" not in name))
-        assert model.nbytes() <= 100 * (28 + 12 * 8) + 8 * 40
+        assert model.nbytes() <= 100 * (28 + 24 * 8) + 8 * 40
     assert len(model.item_arrays()["session_knn.users"]) == 100
-    assert max(sizes) <= 100 * (20 + 4 * 8) + 4 * 40 + 16
+    assert max(sizes) <= 100 * (20 + 16 * 8) + 4 * 40 + 80
 
 
 def test_an_item_that_loses_its_row_leaves_every_session() -> None:

@@ -75,7 +75,7 @@ class ContentModel(OnlineRanker):
     >>> [item for item, _ in model.recommend(["ann"], 2)[0]]  # nobody has used the black tea
     ['1', '3']
     >>> round(model.predict_one("ann", "3"), 3), model.predict_one("ann", "unknown")
-    (1.314, 0.0)
+    (1.28, 0.0)
     """
 
     def __init__(
@@ -84,11 +84,11 @@ class ContentModel(OnlineRanker):
         max_features: int = 64,
         max_items: int = 100_000,
         query_length: int = 20,
-        query_decay: float = 0.9,
-        learning_rate: float = 0.05,
-        linear_learning_rate: float = 0.05,
+        query_decay: float = 0.8,
+        learning_rate: float = 0.1,
+        linear_learning_rate: float = 0.005,
         regularization: float = 0.001,
-        negatives: int = 4,
+        negatives: int = 8,
         start_weight: float = 3.0,
         seed: int = 0,
     ) -> None:

@@ -19,7 +19,9 @@ if TYPE_CHECKING:
     from online_models.ease import RecencyEASE
     from online_models.errors import OnlineModelError, SnapshotMismatchError
     from online_models.factor_table import FactorTable
+    from online_models.fm import FactorizationMachine
     from online_models.fusion import Fusion
+    from online_models.graph import ItemGraph
     from online_models.group_popularity import GroupPopularity
     from online_models.ials import IALS
     from online_models.isgd import ISGD
@@ -46,8 +48,10 @@ __all__ = [
     "CrossDomain",
     "DecayedPopularity",
     "FactorTable",
+    "FactorizationMachine",
     "Fusion",
     "GroupPopularity",
+    "ItemGraph",
     "ItemKNN",
     "ItemState",
     "ItemTable",
@@ -79,6 +83,8 @@ _MODULE_OF = {
     "CrossDomain": "cross_domain",
     "DecayedPopularity": "popularity",
     "FactorTable": "factor_table",
+    "FactorizationMachine": "fm",
+    "ItemGraph": "graph",
     "Fusion": "fusion",
     "ItemState": "item_state",
     "ItemTable": "item_table",

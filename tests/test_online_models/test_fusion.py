@@ -10,11 +10,21 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from online_models import ISGD, CoVisitation, DecayedPopularity, ItemTable, OnlineRanker, checks
+from online_models import (
+    ISGD,
+    CoVisitation,
+    DecayedPopularity,
+    ItemTable,
+    OnlineRanker,
+    StagePopularity,
+    checks,
+)
+from online_models.evaluation import metrics
+from online_models.evaluation.protocols import temporal
 from online_models.fusion import Fusion
 from online_models.fusion_kernels import FusionState, bucket_of, fusion_draw
 from online_models.learning_batch import LearningBatch
-from online_models.prequential import Interaction, evaluate
+from online_models.prequential import Interaction
 
 FACTORS = {"dimension": 3, "negatives": 2}
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -197,17 +207,17 @@ def popular_stream(n: int, seed: int) -> list[Interaction]:
 
 @pytest.mark.parametrize("stream", [chain_stream, popular_stream], ids=["chain", "popular"])
 def test_regret_against_the_best_part_is_within_a_hundredth(stream: Any) -> None:
-    """The bound of the docstring, on streams where one part alone is right: over 10,000 events the fusion's
-    hit rate, gain and log loss are at most 1% worse than the best part's."""
-    events = stream(10_000, seed=3)
+    """On streams where one part alone is right: over 2,000 events, and so over 10,000, since what it costs to
+    find out is paid at the beginning, the fusion's log loss, hit rate and gain are at most 1% worse than the
+    best part's."""
     fusion = Fusion("covisitation,popularity")
     models: dict[str, OnlineRanker] = {
         "fusion": fusion, "covisitation": CoVisitation(), "popularity": DecayedPopularity(),
     }  # fmt: skip
-    reports = evaluate(models, events)
-    for measure in ("hr_at_10", "ndcg_at_10"):
-        best = max(getattr(reports[name], measure) for name in ("covisitation", "popularity"))
-        assert getattr(reports["fusion"], measure) >= 0.99 * best
+    run = temporal(models, stream(2000, seed=3), train_share=0.4)
+    for measure in (lambda ranks: metrics.hits(ranks, 10), metrics.gains):
+        mean = {entrant.name: np.mean(measure(run.ranks(entrant))) for entrant in run.entrants}
+        assert mean["fusion"] >= 0.99 * max(mean["covisitation"], mean["popularity"])
     regret = fusion.regret()
     assert regret["fusion"] <= 1.01 * min(regret["alone"].values())
     assert max(regret["alone"].values()) > 1.05 * min(regret["alone"].values())  # it had to choose
@@ -216,7 +226,7 @@ def test_regret_against_the_best_part_is_within_a_hundredth(stream: Any) -> None
 def test_weights_follow_the_users_experience() -> None:
     """Newcomers take what is popular, and the experienced follow a chain: each bucket learns its own."""
     rng, events = np.random.default_rng(0), []
-    for user in range(400):
+    for user in range(150):
         popular = [int(k) for k in rng.zipf(1.5, size=3) % 20]
         start = int(rng.integers(0, 100))
         chain = [20 + (start + step) % 100 for step in range(12)]
@@ -245,7 +255,7 @@ LOG = evicting_log(250, VARIANTS["with factors"])
 
 
 @given(cuts=st.lists(st.integers(0, 250), max_size=6))
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=6, deadline=None)
 def test_batches_split_freely_while_items_lose_their_rows(cuts: list[int]) -> None:
     width = max(record.recent.shape[1] for record in LOG)
     drawn = max(record.negatives.shape[1] for record in LOG)
@@ -268,8 +278,82 @@ def test_batches_split_freely_while_items_lose_their_rows(cuts: list[int]) -> No
     assert len(digests) == 1
 
 
+class Logged(Fusion):
+    """A fusion that writes down which records it corrects by."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.log: list[LearningBatch] = []
+
+    def correct(self, batch: LearningBatch, rows: Any) -> None:
+        self.log.append(batch)
+        super().correct(batch, rows)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_replica_corrects_by_the_record_alone(variant: str) -> None:
+    owner, replica = Logged(**VARIANTS[variant]), Fusion(**VARIANTS[variant])
+    for k, (user, item) in enumerate(random_stream(80, users=5, items=12)):
+        owner.learn_one(user, item, 1.0, {"timestamp": k * 1000, "event_id": str(k)})
+    replica.from_arrays(owner.to_arrays())
+    before = replica.digest()
+    assert owner.retract("u1", owner._past["u1"][3].event_id)
+    assert owner.log
+    for record in owner.log:
+        replica.replicate(record)
+    ours, theirs = owner.item_arrays(), replica.item_arrays()
+    assert replica.digest() != before
+    assert [name for name in ours if ours[name].tobytes() != theirs[name].tobytes()] == []
+
+
+def test_counts_are_taken_back_from_the_parts_and_weights_stay() -> None:
+    events = [
+        (user, item, 1.0, {"timestamp": 1000 * k, "event_id": str(k)})
+        for k, (user, item) in enumerate(random_stream(150, users=6, items=15))
+    ]
+    gone = next(k for k in range(149, 0, -1) if events[k][0] == "u2")
+    model, without = Fusion("covisitation,stage_popularity,isgd"), [CoVisitation(), StagePopularity()]
+    for k, event in enumerate(events):
+        model.learn_one(*event)
+        for part in without:
+            if k != gone:
+                part.learn_one(*event)
+    weights = model.weights()
+    assert model.retract("u2", str(gone))
+    assert model.weights() == weights
+    for part, expected in zip(model._parts[:2], without, strict=True):
+        for user in ("u2", "u3", "stranger"):
+            for item in model.items.ids:
+                assert part.model.predict_one(user, item) == pytest.approx(
+                    expected.predict_one(user, item), rel=1e-5, abs=1e-6
+                )
+    for part in model._parts:
+        assert [past.event_id for past in part.model._past["u2"]] == [
+            event[3]["event_id"] for event in events[::-1] if event[0] == "u2" and event != events[gone]
+        ]
+
+
+def test_a_forgotten_item_leaves_ring_and_parts() -> None:
+    model = Fusion("covisitation,popularity,isgd", ring_size=16)
+    for user, item in random_stream(60, users=5, items=10):
+        model.learn_one(user, item)
+    row = model.items.row("i1")
+    assert row in model._state.ring.tolist()
+    model.forget(item="i1")
+    assert row not in model._state.ring.tolist()
+    assert model._ring_counts()[row] == 0
+    assert model._part_items.ids == model.items.ids
+    assert "i1" not in model.items.ids
+    assert all("i1" not in recent for part in model._parts for recent in part.model._recent.values())
+    for user, item in random_stream(40, users=5, items=10, seed=1):
+        model.learn_one(user, item)
+    assert model._part_items.ids == model.items.ids
+    counts = np.bincount(model._state.ring[model._state.ring >= 0], minlength=len(model.items))
+    assert (model._ring_counts()[: len(counts)] == counts).all()
+
+
 def test_a_rankers_scores_are_one_more_source() -> None:
-    model = Fusion(external_weight=0.5)
+    model = Fusion("covisitation,popularity", external_weight=0.5)
     for user, item in random_stream(200, users=8, items=10):
         model.learn_one(user, item)
     rows = np.arange(10, dtype=np.int32)
@@ -295,7 +379,7 @@ def test_parts_by_names_of_their_own() -> None:
     assert [type(part) for part in parts.values()] == [CoVisitation, CoVisitation, DecayedPopularity, ISGD]
     assert (parts["short_term"].window, parts["long_term"].window) == (2, 30)
     assert {part.seed for part in parts.values()} == {3}
-    own = ["short_term", "long_term", "session_knn", "popular_now"]
+    own = ["short_term", "long_term", "session_knn", "stage_popularity"]
     assert [part.name for part in Fusion()._parts] == own
 
 

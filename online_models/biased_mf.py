@@ -12,7 +12,7 @@ from online_models import biased_mf_kernels as kernels
 from online_models.base import Arrays, Context, OnlineRanker, contiguous_rows
 from online_models.biased_table import BiasedTable
 from online_models.item_table import pack_ids, unpack_ids
-from online_models.learning_batch import BatchRows, LearningBatch
+from online_models.learning_batch import UNCOUNT, BatchRows, LearningBatch
 
 __all__ = ["BiasedMF"]
 
@@ -54,6 +54,10 @@ class BiasedMF(OnlineRanker):
     10 where either is missing (beyond it the loss is linear, as Huber's); with components bounded by 10 and
     biases by 1000 no input reaches a NaN.
 
+    Withdrawing a rating inverts its step, at the owner and at every replica, with sizes, mean and factors as
+    they are now: at once this brings back what was, but for what regularization took; the mean and Adagrad's
+    G are subtracted from.
+
     A ranking by estimated rating is not one by popularity: an item that few know and those few love
     stands above what everybody uses, so hit rates are low. Use it where ratings matter, or as a part of a
     blend. `low` and `high` bound the estimates too, which ties the best ones of generous users: leave them
@@ -79,6 +83,7 @@ class BiasedMF(OnlineRanker):
     """
 
     owner_reads_items = True
+    predicts_ratings = True
 
     def __init__(
         self,
@@ -133,12 +138,44 @@ class BiasedMF(OnlineRanker):
         self._users[user] = after
         return batch
 
-    def apply(self, batch: LearningBatch, rows: BatchRows) -> None:
+    def unlearn_user(self, user: str, batch: LearningBatch) -> None:
+        item, before, width = batch.item_ids[batch.item[0]], self._user_row(user), 1 + self.dimension
+        after, row = before.copy(), self._table.row_of(self.items.row(item), item)
+        kernels.unlearn_user(
+            float(batch.value[0]), float(batch.weight[0]), self._totals, row, after, self._rule
+        )
+        batch.user_before, batch.user_after = before[None, :width].copy(), after[None, :width].copy()
+        self._users[user] = after
+
+    def drop_user(self, user: str) -> None:
+        super().drop_user(user)
+        self._users.pop(user, None)
+
+    def unlearn(self, batch: LearningBatch, rows: BatchRows) -> None:
+        self._require_columns(batch)
+        self._table.ensure(self.items.ids, self.items.limit)
+        kernels.unlearn(
+            rows.item, batch.value, batch.weight, batch.user_after, self._totals, self._table.rows, self._rule
+        )
+
+    def correct(self, batch: LearningBatch, rows: BatchRows) -> None:
+        if batch.kind == UNCOUNT:
+            kernels.uncount(rows.item, batch.value, batch.weight, self._totals, self._rule)
+        else:
+            super().correct(batch, rows)
+
+    def forget_rows(self, rows: NDArray[np.int32]) -> None:
+        self._table.rows[rows[rows < len(self._table)]] = 0.0
+
+    def _require_columns(self, batch: LearningBatch) -> None:
         if batch.user_before.shape[1] != 1 + self.dimension:
             raise ValueError(
                 f"user_before: {batch.user_before.shape[1]} columns, but this model has {1 + self.dimension} "
                 "(bias and factor); the record was made under other settings"
             )
+
+    def apply(self, batch: LearningBatch, rows: BatchRows) -> None:
+        self._require_columns(batch)
         changes, start = self._table.given_rows(batch, rows.changes)
         self._table.ensure(self.items.ids, self.items.limit)
         kernels.apply(

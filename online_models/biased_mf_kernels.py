@@ -15,11 +15,14 @@ from numpy.typing import NDArray
 
 from online_models.kernels import GIVEN, GONE, kernel
 
-__all__ = ["Rule", "apply", "learn_user", "score"]
+__all__ = ["Rule", "apply", "learn_user", "score", "uncount", "unlearn", "unlearn_user"]
 
 MAX_BIAS = np.float32(1e3)
 MAX_COMPONENT = np.float32(10.0)
 MAX_MOMENT = np.float32(1e30)
+MOST_UNDONE = 0.5
+"""Of a step that took more of the error than this, only a part is undone: its inverse would be unstable."""
+UNDO_ROUNDS = 8
 """Bounds on a row's parts: with that on the error, no stream reaches an infinity or NaN."""
 
 Floats = NDArray[np.float32]
@@ -99,6 +102,88 @@ def _move(moved: Floats, fixed: Floats, error: float, d: int, rule: Rule) -> Non
 def _error(rating: float, mean: float, user: Floats, item: Floats, d: int, rule: Rule) -> float:
     error = rating - (mean + user[0] + item[0] + _dot(user[1 : 1 + d], item[1 : 1 + d]))
     return min(max(error, -rule.max_error), rule.max_error)
+
+
+@kernel
+def _move_back(
+    moved: Floats, fixed: Floats, rating: float, mean: float, d: int, rule: Rule, out: Floats
+) -> float:
+    """Inverse of `_move` into out float32[1 + d], from the sizes of its end, which it used; returns the error
+    that it moved by. What regularization took stays taken."""
+    bias_size = _step_size(rule.bias_rate, moved[1 + d], rule.adaptive)
+    size = _step_size(rule.rate, moved[2 + d], rule.adaptive)
+    taken = bias_size + size * np.float64(_dot(fixed[1 : 1 + d], fixed[1 : 1 + d]))
+    part = min(1.0, MOST_UNDONE / max(taken, 1e-9))
+    error = rating - (mean + fixed[0] + moved[0] + _dot(moved[1 : 1 + d], fixed[1 : 1 + d]))
+    error = min(max(error / (1.0 - part * taken), -rule.max_error), rule.max_error)
+    bias_step, step = np.float32(part * bias_size * error), np.float32(part * size * error)
+    out[0] = min(max(moved[0] - bias_step, -MAX_BIAS), MAX_BIAS)
+    for k in range(1, 1 + d):
+        out[k] = min(max(moved[k] - step * fixed[k], -MAX_COMPONENT), MAX_COMPONENT)
+    return error
+
+
+@kernel
+def _lessen_moments(moved: Floats, fixed: Floats, error: float, d: int, rule: Rule) -> None:
+    """Subtract a step's squared gradients from a row's sums of them."""
+    if rule.adaptive:
+        square = _dot(fixed[1 : 1 + d], fixed[1 : 1 + d]) / np.float32(d)
+        moved[1 + d] = max(moved[1 + d] - np.float32(error * error), np.float32(0.0))
+        moved[2 + d] = max(moved[2 + d] - np.float32(error * error) * square, np.float32(0.0))
+
+
+@kernel
+def _mean_without(rating: float, totals: Doubles, rule: Rule) -> float:
+    more = rule.bias_rate > 0.0 and totals[1] > 1.5
+    return (totals[0] - rating) / (totals[1] - 1.0) if more else 0.0
+
+
+@kernel
+def unlearn_user(
+    value: float, weight: float, totals: Doubles, item: Floats, user: Floats, rule: Rule
+) -> None:
+    """The owner's half of withdrawing an event. The item has learned it since: what it was before follows
+    from the user before, and the other way round, in a few rounds."""
+    rating, d = _rating(value, weight, rule), item.shape[0] - 3
+    if np.isnan(rating):
+        return
+    mean, error = _mean_without(rating, totals, rule), 0.0
+    before, item_before = user[: 1 + d].copy(), item[: 1 + d].copy()
+    for _ in range(UNDO_ROUNDS):
+        error = _move_back(user, item_before, rating, mean, d, rule, before)
+        _move_back(item, before, rating, mean, d, rule, item_before)
+    user[: 1 + d] = before
+    _lessen_moments(user, item_before, error, d, rule)
+
+
+@kernel
+def uncount(item: Ints, value: Floats, weight: Floats, totals: Doubles, rule: Rule) -> None:
+    """Take ratings out of the mean."""
+    for event in range(item.shape[0]):
+        rating = _rating(value[event], weight[event], rule)
+        if not np.isnan(rating):
+            more = totals[1] > 1.5
+            totals[0], totals[1] = (totals[0] - rating, totals[1] - 1.0) if more else (0.0, 0.0)
+
+
+@kernel
+def unlearn(
+    item: Ints, value: Floats, weight: Floats, users: Floats, totals: Doubles, table: Floats, rule: Rule
+) -> None:
+    """Every replica's half: the inverse of `apply`, with users float32[n, 1 + d] as their owners took them
+    back."""
+    d = table.shape[1] - 3
+    found = np.empty(1 + d, dtype=np.float32)
+    for event in range(item.shape[0]):
+        rating = _rating(value[event], weight[event], rule)
+        if not np.isnan(rating):
+            row, user = table[item[event]], users[event]
+            error = _move_back(row, user, rating, _mean_without(rating, totals, rule), d, rule, found)
+            row[: 1 + d] = found
+            _lessen_moments(row, user, error, d, rule)
+            uncount(
+                item[event : event + 1], value[event : event + 1], weight[event : event + 1], totals, rule
+            )
 
 
 @kernel

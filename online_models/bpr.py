@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,8 +10,9 @@ from numpy.typing import NDArray
 from online_models import bpr_kernels as kernels
 from online_models.base import Arrays, Context, OnlineRanker, contiguous_rows
 from online_models.biased_table import BiasedTable
+from online_models.factor_table import event_hash, name_negatives, withdrawn_hash
 from online_models.item_table import grown, pack_ids, unpack_ids
-from online_models.learning_batch import BatchRows, LearningBatch
+from online_models.learning_batch import UNCOUNT, BatchRows, LearningBatch
 
 __all__ = ["BPR"]
 
@@ -51,6 +51,10 @@ class BPR(OnlineRanker):
     count ** popularity_exponent of their positive events; `dynamic`, the best scored of `candidates` uniform
     draws (for a negative event the worst scored), pairs that teach most. Uniform ones let the bias learn
     popularity: at the optimum it is the log of it, up to a constant. The others take part of that out.
+
+    Withdrawing an event inverts its pairs, last first, at the owner and at every replica, with negatives
+    drawn anew by the same hash and the factors as they are now; what regularization took stays taken. Counts
+    are subtracted.
 
     Parameters: dimension d, learning_rate eta, bias_learning_rate eta_b, regularization lambda,
     bias_regularization lambda_b, negatives m, sampling, popularity_exponent, candidates, start_scale
@@ -114,34 +118,73 @@ class BPR(OnlineRanker):
             )
         batch = super().learn_user(events)
         user, item = events[0][0], events[0][1]
+        hashed = event_hash(self.seed, self._past[user][0].event_id, user, item, int(batch.time_ms[0]))
+        self._owner_step(kernels.learn_user, user, batch, hashed)
+        return batch
+
+    def unlearn_user(self, user: str, batch: LearningBatch) -> None:
+        hashed = withdrawn_hash(self.seed, user, self._past[user], batch)
+        self._owner_step(kernels.unlearn_user, user, batch, hashed, self._counts)
+
+    def drop_user(self, user: str) -> None:
+        super().drop_user(user)
+        self._users.pop(user, None)
+
+    def _owner_step(
+        self,
+        kernel: Callable[..., None],
+        user: str,
+        batch: LearningBatch,
+        hashed: int,
+        *more: NDArray[np.int64],
+    ) -> None:
+        """Move the user by a record's one event, and fill what the record has of that."""
+        item = batch.item_ids[batch.item[0]]
         before = self._user_factor(user)
         after, drawn = before.copy(), np.empty(self.negatives, dtype=np.int32)
         row, recent = self.items.row(item), self.items.rows(batch.item_ids)[batch.recent[0]]
-        kernels.learn_user(
-            row, self._table.row_of(row, item), float(batch.weight[0]), _event_hash(self.seed, events[0]),
-            recent, self.items.given, self._table.rows, self._tree, self._rule, after, drawn,
+        kernel(
+            row, self._table.row_of(row, item), float(batch.weight[0]), np.uint64(hashed),
+            recent, self.items.given, self._table.rows, self._tree, self._rule, after, drawn, *more,
         )  # fmt: skip
-        index_of = {item_id: index for index, item_id in enumerate(batch.item_ids)}
-        named = [self.items.ids[other] for other in drawn.tolist() if other >= 0]
-        columns = [index_of.setdefault(item_id, len(index_of)) for item_id in named]
-        batch.item_ids = list(index_of)
-        batch.negatives = np.array([columns], dtype=np.int32).reshape(1, len(columns))
+        name_negatives(batch, [self.items.ids[other] for other in drawn.tolist() if other >= 0])
         batch.user_before, batch.user_after = before[None, :].copy(), after[None, :].copy()
         self._users[user] = after
-        return batch
 
     def apply(self, batch: LearningBatch, rows: BatchRows) -> None:
-        if batch.user_before.shape[1] != self.dimension:
-            raise ValueError(
-                f"user_before: {batch.user_before.shape[1]} dimensions, but this model has {self.dimension}; "
-                "the record was made under other settings"
-            )
+        self._require_dimension(batch)
         changes, start = self._table.given_rows(batch, rows.changes)
         self._reserve()
         kernels.apply(
             changes, start, rows.item, rows.negatives, batch.weight, batch.user_before,
             self._table.rows, self._counts, self._tree, self._rule,
         )  # fmt: skip
+
+    def unlearn(self, batch: LearningBatch, rows: BatchRows) -> None:
+        self._require_dimension(batch)
+        self._reserve()
+        kernels.unlearn(
+            rows.item, rows.negatives, batch.weight, batch.user_after,
+            self._table.rows, self._counts, self._tree, self._rule,
+        )  # fmt: skip
+
+    def correct(self, batch: LearningBatch, rows: BatchRows) -> None:
+        if batch.kind == UNCOUNT:
+            self._reserve()
+            kernels.uncount(rows.item, batch.weight, self._counts, self._tree, self._rule)
+        else:
+            super().correct(batch, rows)
+
+    def forget_rows(self, rows: NDArray[np.int32]) -> None:
+        self._reserve()
+        kernels.forget(rows, self._table.rows, self._counts, self._tree, self._rule)
+
+    def _require_dimension(self, batch: LearningBatch) -> None:
+        if batch.user_before.shape[1] != self.dimension:
+            raise ValueError(
+                f"user_before: {batch.user_before.shape[1]} dimensions, but this model has {self.dimension}; "
+                "the record was made under other settings"
+            )
 
     def score_rows(self, user: str, rows: NDArray[np.int32]) -> NDArray[np.float32]:
         out = np.empty(len(rows), dtype=np.float32)
@@ -207,12 +250,3 @@ class BPR(OnlineRanker):
             penalty=float(self.regularization),
             bias_penalty=float(self.bias_regularization),
         )
-
-
-def _event_hash(seed: int, event: tuple[str, str, float, Context | None]) -> np.uint64:
-    """A hash of event_id, or of user, item and time where the event has no id."""
-    user, item, _, context = event
-    x = context or {}
-    text = str(x.get("event_id") or f"{user}\0{item}\0{x.get('timestamp', 0)}")
-    digest = hashlib.blake2b(text.encode(), key=seed.to_bytes(8, "little"), digest_size=8).digest()
-    return np.uint64(int.from_bytes(digest, "little"))

@@ -15,7 +15,20 @@ from numpy.typing import NDArray
 
 from online_models.kernels import FREED, GIVEN, GONE, kernel
 
-__all__ = ["DYNAMIC", "POPULARITY", "UNIFORM", "Rule", "apply", "build_tree", "learn_user", "score"]
+__all__ = [
+    "DYNAMIC",
+    "POPULARITY",
+    "UNIFORM",
+    "Rule",
+    "apply",
+    "build_tree",
+    "forget",
+    "learn_user",
+    "score",
+    "uncount",
+    "unlearn",
+    "unlearn_user",
+]
 
 UNIFORM, POPULARITY, DYNAMIC = range(3)
 TRIES = 8
@@ -26,6 +39,8 @@ MAX_COMPONENT = np.float32(10.0)
 MAX_DIFFERENCE = 30.0
 """The slope beyond it is 1e-13 of the step: nothing, and exp stays far from overflow."""
 MAX_RATE = 0.5
+UNDO_ROUNDS = 4
+"""Where a step came from is a fixed point: it is looked for so many times."""
 
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int32]
@@ -198,10 +213,53 @@ def _move_pair(item: Floats, other: Floats, user: Floats, weight: float, rule: R
 
 
 @kernel
+def _move_pair_back(item: Floats, other: Floats, user: Floats, weight: float, rule: Rule) -> None:
+    """Inverse of `_move_pair`; what regularization took stays taken."""
+    sign, (rate, bias_rate) = 1.0 if weight > 0.0 else -1.0, _rates(weight, rule)
+    item_after, other_after = item.copy(), other.copy()
+    for _ in range(UNDO_ROUNDS):
+        slope = _slope(user, item, other, sign)
+        step, bias_step = np.float32(rate * slope), np.float32(bias_rate * slope)
+        item[0], other[0] = _bounded(item_after[0] - bias_step), _bounded(other_after[0] + bias_step)
+        for k in range(1, item.shape[0]):
+            item[k] = _bounded(item_after[k] - step * user[k - 1])
+            other[k] = _bounded(other_after[k] + step * user[k - 1])
+
+
+@kernel
 def _count(row: int, count: int, counts: Longs, tree: Longs, exponent: float) -> None:
     if tree.shape[0] > 1:
         _add(tree, row, _tree_weight(count, exponent) - _tree_weight(counts[row], exponent))
     counts[row] = count
+
+
+@kernel
+def unlearn_user(
+    row: int, item: Floats, weight: float, event_hash: np.uint64, recent: Ints, given: Longs, table: Floats,
+    tree: Longs, rule: Rule, user: Floats, drawn_out: Ints, counts: Longs,
+) -> None:  # fmt: skip
+    """The owner's half of withdrawing an event: draws by the same hash, moves the user back, last pair first.
+
+    The slope of a step is that at its start, which is found by going back from its end a few times. Draws by
+    popularity leave the event itself out; tree and counts are as before afterwards.
+    """
+    sign, (rate, _) = 1.0 if weight > 0.0 else -1.0, _rates(weight, rule)
+    now, count = user.copy(), counts[row] if 0 <= row < counts.shape[0] and weight > 0.0 else 0
+    if count > 0:
+        _count(row, count - 1, counts, tree, rule.exponent)
+    for draw in range(drawn_out.shape[0]):
+        drawn_out[draw] = -1
+        if weight != 0.0:
+            drawn_out[draw] = _negative(event_hash, draw, row, sign, recent, given, now, table, tree, rule)
+    if count > 0:
+        _count(row, count, counts, tree, rule.exponent)
+    for draw in range(drawn_out.shape[0] - 1, -1, -1):
+        if drawn_out[draw] >= 0:
+            other, after = table[drawn_out[draw]], user.copy()
+            for _ in range(UNDO_ROUNDS):
+                step = np.float32(rate * _slope(user, item, other, sign))
+                for k in range(user.shape[0]):
+                    user[k] = _bounded(after[k] - step * (item[1 + k] - other[1 + k]))
 
 
 @kernel
@@ -233,6 +291,38 @@ def apply(
                 _move_pair(table[row], table[other], users[event], weight[event], rule)
         if weight[event] > 0.0:
             _count(row, counts[row] + 1, counts, tree, rule.exponent)
+
+
+@kernel
+def uncount(item: Ints, weight: Floats, counts: Longs, tree: Longs, rule: Rule) -> None:
+    """Subtract events of positive weight from their items' counts."""
+    for event in range(item.shape[0]):
+        if weight[event] > 0.0 and counts[item[event]] > 0:
+            _count(item[event], counts[item[event]] - 1, counts, tree, rule.exponent)
+
+
+@kernel
+def unlearn(
+    item: Ints, negatives: Ints, weight: Floats, users: Floats, table: Floats, counts: Longs, tree: Longs,
+    rule: Rule,
+) -> None:  # fmt: skip
+    """Every replica's half of withdrawing: the inverse of `apply`, with users float32[n, d] as their owners
+    took them back."""
+    for event in range(item.shape[0]):
+        row = item[event]
+        for draw in range(negatives.shape[1] - 1, -1, -1):
+            other = negatives[event, draw]
+            if other >= 0 and other != row and weight[event] != 0.0:
+                _move_pair_back(table[row], table[other], users[event], weight[event], rule)
+    uncount(item, weight, counts, tree, rule)
+
+
+@kernel
+def forget(rows: Ints, table: Floats, counts: Longs, tree: Longs, rule: Rule) -> None:
+    """Forget rows whose items are gone."""
+    for place in range(rows.shape[0]):
+        table[rows[place]] = 0.0
+        _count(rows[place], 0, counts, tree, rule.exponent)
 
 
 @kernel

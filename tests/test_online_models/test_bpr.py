@@ -325,3 +325,34 @@ def test_a_record_of_another_dimension_is_refused() -> None:
 @pytest.mark.parametrize("check", checks.all_checks(), ids=lambda check: check.__name__)
 def test_contract(check: Callable[[Callable[[], BPR]], None], kwargs: dict[str, Any]) -> None:
     check(lambda: BPR(**kwargs))
+
+
+@pytest.mark.parametrize("kwargs", [{"sampling": "uniform"}, {"sampling": "popularity"}], ids=str)
+def test_an_event_withdrawn_at_once_leaves_what_was(kwargs: dict[str, Any]) -> None:
+    """Without regularization the pairs have inverses; its negatives are those that it had drawn."""
+    model = BPR(dimension=6, negatives=3, learning_rate=0.05, regularization=0.0, start_scale=0.2, **kwargs)
+    for user, item, *_ in checks.random_events(60):
+        model.learn_one(user, item)
+    names = ("bpr.items", "bpr.counts", "bpr.users")
+    before = {name: model.to_arrays()[name] for name in names}
+    model.learn_one("user-1", "item-3", 1.0, {"event_id": "wrong"})
+    after = {name: model.to_arrays()[name] for name in names}
+    tree = model._tree.copy()
+    assert model.retract("user-1", "wrong")
+    for name in names:
+        moved = np.abs(after[name] - before[name]).max()
+        assert moved > 0.01
+        assert np.abs(model.to_arrays()[name] - before[name]).max() < 0.2 * moved, name
+    assert model.to_arrays()["bpr.counts"].tolist() == before["bpr.counts"].tolist()
+    if kwargs["sampling"] == "popularity":
+        rebuilt = np.zeros_like(tree)
+        kernels.build_tree(model._counts[: len(model._table)], model._rule.exponent, rebuilt)
+        assert model._tree.tolist() == rebuilt.tolist() != tree.tolist()
+
+
+def test_a_forgotten_users_events_leave_the_counts() -> None:
+    model = BPR(dimension=4)
+    model.learn_many(["u", "u", "v", "u"], ["i", "j", "i", "i"], [1.0, 1.0, 1.0, -1.0])
+    model.forget("u")
+    counts = dict(zip(model.items.ids, model.to_arrays()["bpr.counts"].tolist(), strict=True))
+    assert counts == {"i": 1, "j": 0}

@@ -133,3 +133,52 @@ def test_learning_cost_does_not_grow_with_the_catalogue() -> None:
 def test_bad_parameters_are_refused(kwargs: dict[str, float]) -> None:
     with pytest.raises(ValueError, match=str(next(iter(kwargs.values())))):
         CoVisitation(**kwargs)
+
+
+@given(
+    events=EVENTS,
+    withdrawn=st.sets(st.integers(0, 119), max_size=20),
+    half_life_s=st.sampled_from([0.0, 7.0]),
+)
+@settings(max_examples=30, deadline=None)
+def test_withdrawn_events_leave_no_trace(
+    events: list[tuple[str, str]], withdrawn: set[int], half_life_s: float
+) -> None:
+    """Rows are long enough here that none is pruned, and pasts short enough that all can be withdrawn."""
+    model, without = (
+        CoVisitation(shrinkage=3.0, gap_decay=0.9, backward_weight=0.5, window=5, half_life_s=half_life_s)
+        for _ in range(2)
+    )
+    last = ("w", "z", 1.0, {"timestamp": 200_000})
+    for place, (user, item) in enumerate(events):
+        event = (user, item, 1.0, {"timestamp": 1000 * place, "event_id": str(place)})
+        model.learn_one(*event)
+        if place not in withdrawn:
+            without.learn_one(*event)
+    done = [place for place, (user, _) in enumerate(events) if place in withdrawn]
+    missed = [place for place in done if not model.retract(events[place][0], str(place))]
+    assert not missed
+    for one in (model, without):
+        one.learn_one(*last)
+    for user in "uvw":
+        for item in without.items.ids:
+            theirs = without.predict_one(user, item)
+            assert model.predict_one(user, item) == pytest.approx(theirs, rel=1e-4, abs=1e-5)
+    unused = [row for row, item in enumerate(model.items.ids) if without.items.row(item) < 0]
+    assert not model._source_norm[unused].any()
+    assert not model._count[unused].any()
+    assert not model._pool.length[unused].any()
+
+
+def test_a_forgotten_item_is_in_nobodys_list() -> None:
+    model = CoVisitation()
+    model.learn_many(["u", "u", "u", "v"], ["a", "b", "c", "a"])
+    gone = model.items.row("b")
+    model.forget(item="b")
+    rows, scores = model.retrieve(model.recent_rows("v", 10), 5)
+    assert [model.items.ids[row] for row in rows[0] if row >= 0] == ["c"]
+    assert scores[0, 0] == pytest.approx(2**-0.5)  # a was used twice, c once
+    assert model._pool.length[gone] == 0
+    model.learn_many(["w", "w"], ["b", "a"])  # b is new now
+    assert model.items.row("b") >= 0
+    assert model.predict_one("w", "c") > 0.0

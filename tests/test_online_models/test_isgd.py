@@ -105,3 +105,33 @@ def test_a_record_of_another_dimension_is_refused() -> None:
     batch = ISGD(dimension=6).learn_user([("u", "i", 1.0, None)])
     with pytest.raises(ValueError, match="6 dimensions, but this model has 4"):
         model.apply(batch, model.items.resolve(batch))
+
+
+def test_an_event_withdrawn_at_once_leaves_what_was() -> None:
+    """Without regularization the steps have inverses, and the negatives are drawn by the same hash."""
+    model = ISGD(dimension=16, learning_rate=0.1, regularization=0.0, negatives=3, start_scale=0.2)
+    for number in range(80):
+        model.learn_one(f"u{number % 7}", f"i{number * number % 31}")
+    before, users = model.factors.rows.copy(), {**model._users}
+    model.learn_one("u3", "i4", 1.0, {"event_id": "wrong"})
+    after = model.factors.rows.copy()
+    assert model.retract("u3", "wrong")
+    assert np.abs(after - before).max() > 0.01
+    assert model.factors.rows == pytest.approx(before, abs=1e-5)
+    for user, factor in users.items():
+        assert model._users[user] == pytest.approx(factor, abs=1e-5)
+
+
+def test_a_step_back_is_bounded_whatever_the_factors() -> None:
+    rng = np.random.default_rng(3)
+    for scale in (1e-9, 0.1, 1.0, 10.0):
+        factors = (scale * rng.uniform(-1, 1, (5, 8))).astype(np.float32)
+        users = (scale * rng.uniform(-1, 1, (1, 8))).astype(np.float32)
+        item, negatives = np.array([0], dtype=np.int32), np.array([[1, 1, 0, -1]], dtype=np.int32)
+        for weight in (1e6, 0.0, -1.0):
+            weights, hashes = np.array([weight], dtype=np.float32), np.array([9], dtype=np.uint64)
+            kernels.isgd_unlearn(item, negatives, weights, users, factors, 0.5)
+            vectors = factors[:1].copy()
+            kernels.isgd_unlearn_users(item, vectors, weights, hashes, factors, 0.5, users, negatives)
+            assert np.abs(factors).max() <= 10.0
+            assert np.abs(users).max() <= 10.0

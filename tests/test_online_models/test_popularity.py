@@ -60,6 +60,60 @@ def test_a_short_list_is_rebuilt_after_many_negative_events() -> None:
     assert [model.items.ids[row] for row in model.top(2)] == ["c"]
 
 
+@given(
+    events=EVENTS,
+    withdrawn=st.sets(st.integers(0, 149), max_size=60),
+    top_size=st.integers(1, 40),
+    half_life_s=st.sampled_from([0.0, 1e5]),
+)
+@settings(max_examples=40, deadline=None)
+def test_withdrawn_events_leave_no_trace_and_the_lists_exact(
+    events: list[tuple[int, int, float]], withdrawn: set[int], top_size: int, half_life_s: float
+) -> None:
+    model = DecayedPopularity(top_size=top_size, half_life_s=half_life_s)
+    kept = [event for place, event in enumerate(events) if place not in withdrawn]
+    for place, (item, second, weight) in enumerate(events):
+        x = {"timestamp": second * 1000, "event_id": str(place)}
+        model.learn_one(f"u{place % 3}", str(item), weight, x)
+    for place in sorted(withdrawn):
+        assert model.retract(f"u{place % 3}", str(place)) == (place < len(events))
+    without = learned(kept, half_life_s=half_life_s)
+    n, rows = len(model.items), np.arange(len(model.items), dtype=np.int32)
+    theirs = without.items.rows(model.items.ids)
+    plain = without.score_plain(theirs)
+    assert model.score_plain(rows).tolist() == plain.tolist()
+    between_s = float(model._clock[0] - without._clock[0]) / 1000.0  # of their landmarks
+    shift = 2.0 ** (between_s / half_life_s) if half_life_s and kept else 1.0
+    expected = [without._decayed[row] if row >= 0 else 0.0 for row in theirs.tolist()]
+    assert (model._decayed[:n] * shift).tolist() == pytest.approx(expected, rel=1e-9, abs=1e-9)
+    for values, best in ((model._decayed[:n], model.top(top_size)), (plain, model.top_plain(top_size))):
+        positive = min(top_size, int((values > 0.0).sum()))
+        assert np.argsort(-values, kind="stable")[: len(best)].tolist() == best.tolist()
+        assert positive // 2 <= len(best) <= positive
+
+
+def test_the_newest_event_withdrawn_takes_the_time_back() -> None:
+    model = DecayedPopularity(half_life_s=10.0)
+    for second, item in enumerate("abcd"):
+        model.learn_one("u", item, x={"timestamp": 10_000 * second, "event_id": item})
+    assert model.predict_one("u", "a") == 0.125
+    assert model.retract("u", "d")
+    assert model.predict_one("u", "a") == 0.25
+    assert model.retract("u", "b")
+    assert [model.predict_one("u", item) for item in "abcd"] == [0.25, 0.0, 1.0, 0.0]
+    assert model.retract("u", "c")
+    assert model.retract("u", "a")  # the last time that is known stays
+    assert model.top(9).tolist() == model.top_plain(9).tolist() == []
+
+
+def test_a_forgotten_item_leaves_both_lists() -> None:
+    model = DecayedPopularity(top_size=2)
+    model.learn_many(["u"] * 6, ["a", "a", "a", "b", "b", "c"])
+    model.forget(item="a")
+    assert [model.items.ids[row] for row in model.top(2)] == ["b", "c"]
+    assert [model.items.ids[row] for row in model.top_plain(2)] == ["b", "c"]
+
+
 def test_top_is_a_copy() -> None:
     model = DecayedPopularity()
     model.learn_one("u", "a")

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from online_models.popularity import DecayedPopularity
     from online_models.session_knn import SessionKNN
     from online_models.settings import ModelSettings
+    from online_models.social import SocialRanker
     from online_models.stage_popularity import StagePopularity
     from online_models.trending import Trending
     from online_models.user_knn import UserKNN
@@ -62,12 +63,14 @@ __all__ = [
     "RecencyEASE",
     "SessionKNN",
     "SnapshotMismatchError",
+    "SocialRanker",
     "StagePopularity",
     "Trending",
     "UserKNN",
 ]
 
 _MODULE_OF = {
+    "SocialRanker": "social",
     "GroupPopularity": "group_popularity",
     "Trending": "trending",
     "BPR": "bpr",

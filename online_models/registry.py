@@ -27,6 +27,7 @@ _CLASSES = {
     "item_knn": "ItemKNN",
     "popularity": "DecayedPopularity",
     "session_knn": "SessionKNN",
+    "social": "SocialRanker",
     "stage_popularity": "StagePopularity",
     "trending": "Trending",
     "user_knn": "UserKNN",

@@ -17,14 +17,10 @@ from streams.interactions import Interactions
 
 if TYPE_CHECKING:
     from online_models.evaluation.arena import Evaluated
-    from online_models.evaluation.results import Evaluation
 
 __all__ = ["evaluate"]
 
 WARM_UP_EVENTS = 40
-WIDE = 140
-"""Characters in a line that hold every column of the table."""
-ONLY_WHERE_WIDE = frozenset({"mrr", "gini", "novelty", "diversity"})
 
 
 @click.command()
@@ -70,14 +66,35 @@ ONLY_WHERE_WIDE = frozenset({"mrr", "gini", "novelty", "diversity"})
     help="A model's parameter; may be repeated.",
 )
 @click.option(
+    "--search",
+    "trials",
+    type=click.IntRange(min=1),
+    metavar="TRIALS",
+    help="Search each model's numeric parameters, so many sets of them; needs the extra `search`.",
+)
+@click.option(
+    "--search-share",
+    type=click.FloatRange(0, 1, min_open=True),
+    default=0.2,
+    show_default=True,
+    help="Share of the events, the first, on which is searched.",
+)
+@click.option(
+    "--tie-seed",
+    type=int,
+    help="Put one user's events of the same moment into another order; their file's without.",
+)
+@click.option(
     "--column",
     "columns",
     multiple=True,
     metavar="OURS=THEIRS",
     help="A column's name in the file, as user_id=userId.",
 )
-@click.option("--peers", help="Other libraries beside ours: river, implicit, rectools, with commas between.")
-@click.option("--seed", default=0, show_default=True, help="Of the bootstrap and the peers.")
+@click.option(
+    "--peers", help="Other libraries beside ours: river, implicit, rectools, gorse, with commas between."
+)
+@click.option("--seed", default=0, show_default=True, help="Of bootstrap, search and peers.")
 @click.option(
     "--report", type=click.Path(dir_okay=False, path_type=Path), help="Write a page with plots here."
 )
@@ -86,30 +103,41 @@ ONLY_WHERE_WIDE = frozenset({"mrr", "gini", "novelty", "diversity"})
 def evaluate(
     context: Context, dataset: str, models: str, protocol: str, events: int | None, min_rating: float | None,
     positive_from: float, delay: float, window: int, parameters: tuple[str, ...], columns: tuple[str, ...],
-    peers: str | None, seed: int, report: Path | None, as_json: bool,
+    trials: int | None, search_share: float, tie_seed: int | None, peers: str | None, seed: int,
+    report: Path | None, as_json: bool,
 ) -> None:  # fmt: skip
     """Judge models on a data set: full ranking of all items, hit rate, NDCG and more, and whether they
     differ."""
     from online_models.evaluation.protocols import run_protocol
     from online_models.evaluation.results import summarise
     from streams.datasets import load_dataset
+    from streams.evaluate_search import search_models
+    from streams.evaluate_tables import print_tables
 
     given = _parameters(parameters)
     chosen = _models(models, given)
     others = _peers(peers, protocol, positive_from, seed)
     data = load_dataset(dataset, columns=_columns(columns))
-    stream = Interactions(data, context.settings().validation.weights(), min_rating, events)
+    stream = Interactions(data, context.settings().validation.weights(), min_rating, events, tie_seed)
     _say(f"{data.name}: {len(stream):,} events; {stream.left_out:,} left out (no item, weight 0 or rating)")
+    searched = max(int(search_share * len(stream)), 1) if trials else None
     with _plain_errors():
         for name in chosen:
             _warm_up(name, given.get(name, {}), stream)
+        if trials and searched:
+            given = search_models(
+                list(chosen), given, stream, searched, trials, seed, protocol, positive_from
+            )
+            chosen = _models(",".join(chosen), given)
+        for model in chosen.values():
+            _tell_catalogue(model, stream.catalogue())
         with progress_bar(protocol, len(stream)) as update:
             run = run_protocol(
                 protocol, {**chosen, **others}, stream, stream.categories(),
                 lambda done: update(done, ""), positive_from, delay,
             )  # fmt: skip
             update(len(stream), "")
-        result = summarise(run, data.name, window, seed)
+        result = summarise(run, data.name, window, seed, given, searched)
     if not result.judged:
         _say(
             "no event could be judged (repeats, weights below 0, or no positive one): the figures say nothing"
@@ -121,7 +149,7 @@ def evaluate(
     if as_json:
         show(result)
     else:
-        _print(result)
+        print_tables(result)
 
 
 @contextmanager
@@ -202,35 +230,10 @@ def _warm_up(name: str, parameters: Mapping[str, Any], stream: Interactions) -> 
     prequential({name: make_model(name, dict(parameters))}, stream[:WARM_UP_EVENTS], stream.categories())
 
 
-def _print(result: Evaluation) -> None:
-    """The figures as tables."""
-    from rich.console import Console
-    from rich.table import Table
+def _tell_catalogue(model: Evaluated, catalogue: Mapping[str, Mapping[str, Any]]) -> None:
+    """What is known of the items before anybody uses them."""
+    from online_models.base import OnlineRanker
 
-    from online_models.evaluation.report import COLUMNS, cell
-
-    console = Console()
-    if not console.is_terminal:
-        console.width = WIDE
-    fields = [field for field in COLUMNS if console.width >= WIDE or field not in ONLY_WHERE_WIDE]
-    table = Table(
-        title=f"{result.dataset}, {result.protocol}: {result.judged:,} of {result.events:,} events judged"
-    )
-    for title in ("model", *(COLUMNS[field] for field in fields)):
-        table.add_column(title, justify="left" if title == "model" else "right")
-    for model in sorted(result.models, key=lambda model: -model.ndcg_at_10):
-        table.add_row(model.model, *(cell(getattr(model, field), field) for field in fields))
-    console.print(table)
-    best = max(result.models, key=lambda model: model.ndcg_at_10).model
-    found = [pair for pair in result.comparisons if best in (pair.model, pair.against)]
-    pairs = Table(title="NDCG@10 of one model less another's, with its 95% interval")
-    for title in ("model", "against", "difference", "interval", "p (McNemar)"):
-        pairs.add_column(title, justify="right" if title in ("difference", "p (McNemar)") else "left")
-    for pair in found:
-        low, high = pair.interval_95
-        pairs.add_row(
-            pair.model, pair.against, f"{pair.ndcg_difference:.4f}", f"{low:.4f} to {high:.4f}",
-            f"{pair.p_value:.3g}",
-        )  # fmt: skip
-    if found:
-        console.print(pairs)
+    if isinstance(model, OnlineRanker):
+        for item, entry in catalogue.items():
+            model.learn_item(item, entry)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, overload
@@ -26,6 +27,7 @@ class Interactions(Sequence["Interaction"]):
         weights: event type to weight; a type that is missing is refused.
         min_rating: leave out ratings below it, and events without one.
         limit: only the first so many of those that remain.
+        tie_seed: put each user's events of the same time into an order by this seed; the data's where None.
 
     Raises:
         DatasetError: an event that can't be learned, by its id.
@@ -37,6 +39,7 @@ class Interactions(Sequence["Interaction"]):
         weights: Mapping[str, float],
         min_rating: float | None = None,
         limit: int | None = None,
+        tie_seed: int | None = None,
     ) -> None:
         self._weights = weights
         self._codes = _codes(weights)
@@ -45,6 +48,8 @@ class Interactions(Sequence["Interaction"]):
             self._check(event)
         self._events = [event for event in data.events if self._is_used(event, min_rating)]
         self.left_out = len(data.events) - len(self._events)
+        if tie_seed is not None:
+            self._events = _reordered(self._events, tie_seed)
         del self._events[limit if limit is not None else len(self._events) :]
         if not self._events:
             raise DatasetError(f"{data.name} holds no event with an item, a weight and such a rating.")
@@ -115,3 +120,21 @@ def _codes(weights: Mapping[str, float]) -> dict[str, int]:
     others = [name for name in weights if name not in EVENT_TYPES]
     known = {name: EVENT_TYPES.index(name) for name in weights if name in EVENT_TYPES}
     return known | {name: len(EVENT_TYPES) + place for place, name in enumerate(others)}
+
+
+def _reordered(events: Sequence[Event], seed: int) -> list[Event]:
+    """Events of one user and moment in an order by a hash of their ids; all others stay where they are."""
+    places: dict[tuple[str, int | str], list[int]] = {}
+    for place, event in enumerate(events):
+        places.setdefault((event.user_id, event.timestamp), []).append(place)
+    found = list(events)
+    for tied in places.values():
+        if len(tied) > 1:
+            order = sorted(tied, key=lambda place: _hash(f"{seed}:{events[place].event_id}"))
+            for place, source in zip(tied, order, strict=True):
+                found[place] = events[source]
+    return found
+
+
+def _hash(text: str) -> bytes:
+    return hashlib.blake2b(text.encode(), digest_size=8).digest()

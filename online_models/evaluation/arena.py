@@ -18,8 +18,6 @@ __all__ = ["LIST_LENGTH", "Arena", "Catalogue", "Entrant", "Evaluated", "Unusabl
 LIST_LENGTH = 10
 POPULAR = 0.1
 """Share of the items that count as the popular ones."""
-RATING_MODELS = frozenset({"BiasedMF"})
-"""Classes whose `predict_one` is a rating; any other model may say so by an attribute `predicts_ratings`."""
 
 
 class UnusableScoreError(ValueError):
@@ -121,9 +119,8 @@ class Entrant:
         self.listed = self.pairs = self.rated = 0
         self.surprise = self.apart = self.squared_error = 0.0
         self.score_s = self.learn_s = 0.0
-        self.predicts_ratings = bool(
-            getattr(model, "predicts_ratings", type(model).__name__ in RATING_MODELS)
-        )
+        self.predicts_ratings = bool(getattr(model, "predicts_ratings", False))
+        """Whether `predict_one` is a rating: the model says so by an attribute of this name."""
         self._catalogue = catalogue
         self._rows = np.full(64, -1, dtype=np.int32)
         self._hidden = np.zeros(64, dtype=np.bool_)

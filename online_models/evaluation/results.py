@@ -74,7 +74,7 @@ class ModelFigures(msgspec.Struct, frozen=True, kw_only=True):
     """Microseconds to learn an event, mean over learned events."""
     slices: dict[str, dict[str, SliceFigures]]
     windows: list[WindowFigures]
-    parameters: dict[str, bool | int | float | str]
+    parameters: dict[str, Any]
     """Parameters that differ from the defaults, because they were given or found by a search."""
 
 
@@ -139,7 +139,7 @@ def summarise(
 
 def _figures(
     run: Run, entrant: Entrant, parts: Mapping[str, Mapping[str, Flags]], window: int,
-    parameters: dict[str, bool | int | float | str],
+    parameters: dict[str, Any],
 ) -> ModelFigures:  # fmt: skip
     ranks = run.ranks(entrant)
     hit, gain = metrics.hits(ranks, 10).astype(np.float64), metrics.gains(ranks)

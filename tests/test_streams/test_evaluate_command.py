@@ -14,12 +14,13 @@ import pytest
 from click.testing import CliRunner, Result
 
 from online_models import DecayedPopularity, registry
+from online_models.corrections import EVENT_TYPES as MODEL_TYPES
 from online_models.evaluation.interactions import Interaction
 from streams.cli import cli
 from streams.datasets import Dataset
 from streams.errors import DatasetError, FreshetError
-from streams.interactions import Interactions
 from streams.events import EVENT_TYPES, Event, Item
+from streams.interactions import Interactions
 
 USERS, ITEMS = 20, 15
 KEYS = {
@@ -119,6 +120,50 @@ def test_parameters_reach_the_model(ratings: Path) -> None:
     assert changed["models"][0]["mrr"] != plain["mrr"]
 
 
+@pytest.mark.parametrize("protocol", ["prequential", "last-positive-out", "temporal"])
+def test_parameters_are_searched_on_the_first_events_alone(ratings: Path, protocol: str) -> None:
+    pytest.importorskip("optuna")
+    common = ("--dataset", ratings, "--models", "popularity,biased_mf", "--param", "biased_mf.dimension=4")
+    common = (*common, "--protocol", protocol, "--search", "3", "--search-share", "0.25", "--seed", "2")
+    found = judged(*common)
+    assert found["searched_on_events"] == 40
+    popular, factors = found["models"]
+    assert set(popular["parameters"]) <= {"half_life_s"}
+    assert factors["parameters"]["dimension"] == 4
+    assert [popular["slices"]["search"][part]["judged"] for part in ("searched on", "after it")] == {
+        "prequential": [40, 120], "last-positive-out": [0, 20], "temporal": [0, 32],
+    }[protocol]  # fmt: skip
+    lines = ratings.read_text().splitlines()
+    other = ratings.with_name("other.inter")  # the same first forty events, and the rest another way about
+    times = [f"\t{1013 + k // 3}" for k in range(120)]
+    rest = [line.rpartition("\t")[0] + time for line, time in zip(reversed(lines[41:]), times, strict=True)]
+    other.write_text("\n".join([*lines[:41], *rest]) + "\n")
+    if protocol == "prequential":
+        again = judged("--dataset", other, *common[2:])
+        assert [model["parameters"] for model in again["models"]] == [
+            popular["parameters"],
+            factors["parameters"],
+        ]
+
+
+def test_a_search_is_shown(ratings: Path) -> None:
+    pytest.importorskip("optuna")
+    result = invoke("--dataset", ratings, "--models", "popularity", "--search", "2")
+    assert "Searched on the first 32 events" in result.stdout
+    assert "on the first 32 events" in result.stderr
+    result = invoke("--dataset", ratings, "--models", "popularity", "--search", "2", "--param",
+                    "popularity.half_life_s=60.0")  # fmt: skip
+    assert "popularity: nothing to search" in result.stderr
+
+
+def test_without_optuna_a_search_says_what_to_install(ratings: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "optuna", None)
+    result = invoke("--dataset", ratings, "--models", "popularity", "--search", "2", fails=True)
+    assert isinstance(result.exception, FreshetError)
+    assert "--search" in str(result.exception)
+    assert "extra `search`" in str(result.exception)
+
+
 def test_river_beside_ours(ratings: Path) -> None:
     found = judged(
         "--dataset", ratings, "--models", "popularity", "--peers", "river", "--protocol", "last-positive-out"
@@ -196,6 +241,35 @@ def test_a_peer_that_is_not_installed_says_what_to_install(
 def event(number: int, kind: str, item: str | None = "x", **more: Any) -> Event:
     at = more.pop("timestamp", number)
     return Event(event_id=f"e{number}", user_id="ann", event_type=kind, timestamp=at, item_id=item, **more)
+
+
+def test_only_a_users_events_of_one_moment_change_places() -> None:
+    events = [
+        Event(event_id=f"e{k}", user_id=f"u{k % 3}", event_type="click", timestamp=k // 12, item_id=f"i{k}")
+        for k in range(48)
+    ]
+    plain = list(Interactions(Dataset("d", events), EVENT_TYPES))
+    orders = [list(Interactions(Dataset("d", events), EVENT_TYPES, tie_seed=seed)) for seed in (1, 1, 2)]
+    assert orders[0] == orders[1]
+    assert len({str(order) for order in (plain, *orders)}) == 3
+    for order in orders:
+        assert sorted(order, key=str) == sorted(plain, key=str)
+        for before, after in zip(plain, order, strict=True):
+            assert (before.user, before.x["timestamp"]) == (after.user, after.x["timestamp"])
+
+
+def test_the_catalogue_has_what_is_stated() -> None:
+    items = {"x": Item(item_id="x", title="Tea", categories=["a"], price=2.5), "y": Item(item_id="y")}
+    found = Interactions(Dataset("d", [event(0, "click")], items), EVENT_TYPES).catalogue()
+    assert found == {"x": {"item_id": "x", "title": "Tea", "categories": ["a"], "price": 2.5},
+                     "y": {"item_id": "y"}}  # fmt: skip
+
+
+def test_event_types_have_the_models_codes_in_whatever_order_they_are_named() -> None:
+    weights = {"wink": 1.0, "rating": 1.0, "click": 1.0}
+    events = [event(k, kind, item=f"i{k}") for k, kind in enumerate(weights)]
+    codes = [found.x["event_type"] for found in Interactions(Dataset("d", events), weights)]
+    assert codes == [len(MODEL_TYPES), MODEL_TYPES.index("rating"), MODEL_TYPES.index("click")]
 
 
 def test_events_become_interactions_by_their_types_weight() -> None:

@@ -40,17 +40,20 @@ class ItemGraph(CoVisitation):
     (L + max_pushes) * row_capacity edges, whatever the size of the catalogue. Negative edges lower the score
     of the first step; no walk follows them.
 
+    It helps where few items were met together (short windows, few events an item), and is of no use where a
+    long window has linked nearly everything with everything already.
+
     Parameters: those of `CoVisitation`; restart rho, hops K, max_pushes; seed (unused).
 
     References: Andersen, Chung and Lang, Local Graph Partitioning using PageRank Vectors, FOCS 2006. He et
     al., LightGCN: Simplifying and Powering Graph Convolution Network for Recommendation, SIGIR 2020.
 
-    >>> model = ItemGraph()
+    >>> model = ItemGraph(shrinkage=0.0)
     >>> for user, items in {"ann": ("bread", "milk"), "bob": ("milk", "tea"), "cleo": ("bread",)}.items():
     ...     for item in items:
     ...         model.learn_one(user, item)
     >>> round(model.predict_one("cleo", "milk"), 6), round(model.predict_one("cleo", "tea"), 6)
-    (0.594604, 0.176777)
+    (0.535887, 0.176777)
     >>> model.predict_one("cleo", "unknown"), model.rank("cleo", ["unknown", "tea", "milk"])
     (0.0, ['milk', 'tea', 'unknown'])
     """
@@ -72,10 +75,11 @@ class ItemGraph(CoVisitation):
         max_pushes: int = 64,
         seed: int = 0,
     ) -> None:
-        if not 0.0 < restart <= 1.0:
-            raise ValueError(f"restart is {restart}, but more than 0 and at most 1 is needed")
-        if not 1 <= hops <= 16 or not 0 <= max_pushes <= 65_536:
-            raise ValueError(f"hops is {hops} and max_pushes {max_pushes}; 1 to 16 and 0 to 65536 are needed")
+        for name, value, low, high in (
+            ("restart", restart, 1e-6, 1.0), ("hops", hops, 1, 16), ("max_pushes", max_pushes, 0, 65_536)
+        ):  # fmt: skip
+            if not low <= value <= high:
+                raise ValueError(f"{name} is {value}, but {low:g} to {high:g} is needed")
         super().__init__(
             window=window, gap_decay=gap_decay, backward_weight=backward_weight, query_length=query_length,
             query_decay=query_decay, source_exponent=source_exponent, target_exponent=target_exponent,

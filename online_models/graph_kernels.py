@@ -96,8 +96,8 @@ def _first_hop(
 @kernel
 def _threshold(mass: Floats, at: Ints, n: int, pushes: int) -> tuple[float, int]:
     """The least mass among the `pushes` heaviest, and how many of just that mass are among them."""
-    if n <= pushes:
-        return 0.0, 0
+    if n <= pushes or pushes == 0:
+        return 0.0 if pushes > 0 else np.inf, 0
     values = np.empty(n, dtype=np.float32)
     for position in range(n):
         values[position] = mass[at[position]]

@@ -46,22 +46,24 @@ class DriftMonitor:
 
     Each event's hit (1 or 0, higher is better) or loss (lower is better) goes to `update`, which gives the
     alarm if the detector raises one, with the means before and after the likeliest place of the change, at
-    most `recent` values ago. A change for the better is reported too, and not answered. For
-    `duration_events` values after an alarm for the worse the answer is in force:
+    most `recent` values ago. A change for the better is reported too, and not answered. The answer to an
+    alarm for the worse:
 
     - "none": nothing;
-    - "forget": event time runs `factor` times as fast for the model (`context` moves the timestamps on), so
-      every half-life in it is divided by `factor`, without a jump at either end;
-    - "step": events weigh `factor` times as much, which multiplies a factor model's learning rate (bounded by
-      the model's own bound);
+    - "forget": event time leaps on by `half_lives` times `half_life_s` (`context` moves the timestamps on),
+      once: what the model counted before is divided by 2 to the power of `half_lives`, at once, and what
+      comes fades as slowly as ever. Late events from before the leap stay before it;
+    - "step": for `duration_events` values, events weigh `factor` times as much, which multiplies a factor
+      model's learning rate (bounded by the model's own bound);
     - "retrain": `retrain_due` is set until `retrained()`, and `on_retrain` is called with the alarm.
 
     The monitor is not replicated state. It runs where each event is judged once, in an evaluator or at the
     owner of partition 0; what it changes of an event (time, weight) it changes before the event is learned,
-    so the log carries it and the replicas agree.
+    so the log carries it and the replicas agree. `leaps` must be kept with the model where that is stored.
 
     Parameters: detector, "adwin", "page_hinkley", "kswin" or any River drift detector; parameters of a named
-    one; signal, "hit" or "loss"; answer; factor; duration_events; recent; on_retrain.
+    one; signal, "hit" or "loss"; answer; half_lives; half_life_s (`MonitoredModel` sets its model's);
+    factor; duration_events; recent; on_retrain.
 
     References: Bifet and Gavaldà, Learning from Time-Changing Data with Adaptive Windowing, SDM 2007. Page,
     Continuous Inspection Schemes, Biometrika 1954. Gama et al., A Survey on Concept Drift Adaptation, ACM
@@ -85,6 +87,8 @@ class DriftMonitor:
         recent: int = 500,
         on_retrain: Callable[[DriftAlarm], None] | None = None,
         parameters: Mapping[str, Any] | None = None,
+        half_lives: float = 6.0,
+        half_life_s: float = 0.0,
     ) -> None:
         if answer not in ANSWERS or signal not in SIGNALS:
             raise ValueError(
@@ -96,6 +100,10 @@ class DriftMonitor:
                 f"factor {factor} must be 1 to 10000, duration_events {duration_events} and recent {recent} "
                 "at least 1"
             )
+        if not 0.0 <= half_lives <= 100.0 or not 0.0 <= half_life_s <= 1e12:
+            raise ValueError(
+                f"half_lives {half_lives} must be 0 to 100, half_life_s {half_life_s} 0 to 1e12 seconds"
+            )
         self.detector = _made_detector(detector, parameters)
         self.answer = answer
         self.signal = signal
@@ -103,17 +111,20 @@ class DriftMonitor:
         self.duration_events = duration_events
         self.recent = recent
         self.on_retrain = on_retrain
+        self.half_lives = half_lives
+        self.half_life_s = half_life_s
+        self.leaps: list[tuple[int, int]] = []
+        """Event times, ms, from which on times are moved, and by how much in all; both rise."""
         self.retrain_due = False
         self.alarms: deque[DriftAlarm] = deque(maxlen=ALARMS_KEPT)
         self.events = 0
         self._in_force = 0
-        self._lead_ms = 0.0
         self._newest_ms = -1
         self._restart()
 
     @property
     def answering(self) -> bool:
-        """Is an answer in force now?"""
+        """Do events weigh more now, by the answer "step"?"""
         return self._in_force > 0
 
     def update(self, value: float, time_ms: int = 0) -> DriftAlarm | None:
@@ -121,6 +132,7 @@ class DriftMonitor:
         if not math.isfinite(value):
             raise ValueError(f"{self.signal} is {value!r} at event {self.events}, but must be finite")
         self.events += 1
+        self._newest_ms = max(self._newest_ms, time_ms)
         self._in_force = max(self._in_force - 1, 0)
         self._count += 1
         self._sum += value
@@ -136,15 +148,12 @@ class DriftMonitor:
         return alarm
 
     def context(self, y: float = 1.0, x: Context | None = None) -> Context | None:
-        """x as the event is to be learned: with its time and weight as the answer makes them. Once an event,
-        in their order."""
+        """x as the event is to be learned: with its time and weight as the answer makes them."""
         made = dict(x or {})
-        time_ms = int(made.get("timestamp", 0))
-        if self.answer == "forget" and "timestamp" in made:
-            if self.answering and self._newest_ms >= 0:
-                self._lead_ms += (self.factor - 1.0) * max(time_ms - self._newest_ms, 0)
-            self._newest_ms = max(self._newest_ms, time_ms)
-            made["timestamp"] = min(time_ms + round(self._lead_ms), MAX_TIME_MS)
+        if self.leaps and "timestamp" in made:
+            time_ms = int(made["timestamp"])
+            lead_ms = next((lead for start, lead in reversed(self.leaps) if time_ms >= start), 0)
+            made["timestamp"] = min(time_ms + lead_ms, MAX_TIME_MS)
         if self.answer == "step" and self.answering:
             weight = self.factor * float(made.get("weight", y))
             made["weight"] = min(max(weight, -MAX_ABS_WEIGHT), MAX_ABS_WEIGHT)
@@ -172,7 +181,12 @@ class DriftMonitor:
         )
 
     def _give_answer(self, alarm: DriftAlarm) -> None:
-        if self.answer in ("forget", "step"):
+        if self.answer == "forget":
+            lead_ms = self.leaps[-1][1] if self.leaps else 0
+            leap_ms = round(1000.0 * self.half_lives * self.half_life_s)
+            self.leaps.append((self._newest_ms, lead_ms + leap_ms))
+            del self.leaps[:-ALARMS_KEPT]
+        elif self.answer == "step":
             self._in_force = self.duration_events
         elif self.answer == "retrain":
             self.retrain_due = True
@@ -200,8 +214,13 @@ class MonitoredModel:
     def __init__(self, model: OnlineRanker, monitor: DriftMonitor, k: int = 10) -> None:
         if monitor.signal != "hit":
             raise ValueError(f"the monitor's signal is {monitor.signal!r}, but hits are what it will be told")
-        if monitor.answer == "forget" and not getattr(model, "half_life_s", 1.0) > 0.0:
-            raise ValueError(f"answer 'forget' shortens a half-life, but {type(model).__name__} has none")
+        if monitor.answer == "forget":
+            monitor.half_life_s = monitor.half_life_s or float(getattr(model, "half_life_s", 0.0))
+            if monitor.half_life_s == 0.0:
+                raise ValueError(
+                    f"answer 'forget' leaps by half-lives, but {type(model).__name__} has none, and the "
+                    "monitor's half_life_s is 0"
+                )
         self.model = model
         self.monitor = monitor
         self.k = k
@@ -232,9 +251,9 @@ class MonitoredModel:
             return 0.0
         scores = self.model.score_rows(user, np.arange(len(self.items), dtype=np.int32))
         of_late = self.model.recent_rows(user, 50)[0]
-        others = scores[np.isin(np.arange(len(scores)), of_late[of_late != target], invert=True)]
-        above = int((others > scores[target]).sum())
-        tied = int((others == scores[target]).sum()) - 1
+        mine = scores[target]
+        scores[of_late[(of_late >= 0) & (of_late != target)]] = -np.inf
+        above, tied = int((scores > mine).sum()), int((scores == mine).sum()) - 1
         return float(above + tied / 2.0 < self.k)
 
 

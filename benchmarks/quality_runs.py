@@ -82,7 +82,7 @@ def joined_run(
                 if hasattr(model, "learn_item"):
                     model.learn_item(item, entry)
             runs.append(run_protocol(protocol, {name: model}, events))
-        except (ImportError, ValueError, NotImplementedError) as error:
+        except (ImportError, ValueError, RuntimeError) as error:
             failed.append(f"{title}, {name}: {type(error).__name__}: {error}")
             click.echo(failed[-1], err=True)
             continue

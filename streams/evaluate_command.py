@@ -155,9 +155,11 @@ def evaluate(
 @contextmanager
 def _plain_errors() -> Iterator[None]:
     """What a model refuses, of the data or of its own scores, is one line for the operator."""
+    from online_models.evaluation.peer_gorse import GorseError
+
     try:
         yield
-    except ValueError as error:
+    except (ValueError, GorseError) as error:
         logging.getLogger("freshet").debug("evaluation ended", exc_info=error)
         raise FreshetError(f"{error}. Figures would be worthless, so there are none.") from error
 

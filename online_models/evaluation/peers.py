@@ -130,6 +130,18 @@ def _rectools(positive_from: float, _: int) -> Iterable[tuple[str, Evaluated]]:
     return [("rectools.EASE", BatchPeer(ease, positive_from))]
 
 
+def _gorse(positive_from: float, _: int) -> Iterable[tuple[str, Evaluated]]:
+    from online_models.evaluation.peer_gorse import PROGRAM, PROGRAM_VARIABLE, GorsePeer, find_program
+
+    program = find_program()
+    if program is None:
+        raise MissingPeerError(
+            f"the peer gorse needs the program {PROGRAM} on PATH, or its path in {PROGRAM_VARIABLE}: build it"
+            " with Go as docs/evaluation.md says"
+        )
+    return [("gorse", GorsePeer(program, positive_from))]
+
+
 def _ones(ratings: Any) -> Any:
     used = ratings.copy()
     used.data[:] = 1.0
@@ -150,6 +162,7 @@ LIBRARIES: dict[str, Callable[[float, int], Iterable[tuple[str, Evaluated]]]] = 
     "river": lambda _, seed: _river(seed),
     "implicit": _implicit,
     "rectools": _rectools,
+    "gorse": _gorse,
 }
 
 
@@ -171,6 +184,8 @@ def make_peers(
         )
     try:
         return dict(LIBRARIES[library](positive_from, seed))
+    except MissingPeerError:
+        raise
     except ModuleNotFoundError as error:
         raise MissingPeerError(
             f"the peer {library} needs {error.name}, which is not installed: pip install {library}"

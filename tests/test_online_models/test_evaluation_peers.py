@@ -87,7 +87,7 @@ def test_what_is_not_installed_is_named(library: str, needed: str, monkeypatch: 
 def test_what_can_not_be_is_refused() -> None:
     with pytest.raises(ValueError, match=r"implicit fits in batch.*last-positive-out or temporal"):
         make_peers("implicit", "prequential")
-    with pytest.raises(ValueError, match="no peer 'spark'; there are river, implicit, rectools"):
+    with pytest.raises(ValueError, match="no peer 'spark'; there are river, implicit, rectools, gorse"):
         make_peers("spark", "temporal")
 
 

@@ -41,7 +41,6 @@ def test_spans_are_of_parameters_that_there_are_and_hold_the_defaults() -> None:
 
 
 def test_the_better_parameter_is_found_and_the_same_each_time() -> None:
-    pytest.importorskip("optuna")
     events = shifting()
     done: list[int] = []
     found = search("popularity", events, trials=12, seed=3, progress=done.append)
@@ -53,7 +52,6 @@ def test_the_better_parameter_is_found_and_the_same_each_time() -> None:
 
 
 def test_where_nothing_is_better_the_start_stays() -> None:
-    pytest.importorskip("optuna")
 
     def make(_: str, parameters: Mapping[str, Any]) -> DecayedPopularity:
         return DecayedPopularity(half_life_s=86_400.0)
@@ -63,7 +61,6 @@ def test_where_nothing_is_better_the_start_stays() -> None:
 
 
 def test_parameters_that_do_not_go_together_are_counted_and_passed_over() -> None:
-    pytest.importorskip("optuna")
 
     def make(name: str, parameters: dict[str, Any]) -> Any:
         if parameters.get("query_length", 10) > 12:
@@ -76,7 +73,6 @@ def test_parameters_that_do_not_go_together_are_counted_and_passed_over() -> Non
 
 
 def test_what_was_given_stays_and_is_not_searched() -> None:
-    pytest.importorskip("optuna")
     asked: list[dict[str, Any]] = []
 
     def make(_: str, parameters: dict[str, Any]) -> Any:

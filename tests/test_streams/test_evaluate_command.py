@@ -122,7 +122,6 @@ def test_parameters_reach_the_model(ratings: Path) -> None:
 
 @pytest.mark.parametrize("protocol", ["prequential", "last-positive-out", "temporal"])
 def test_parameters_are_searched_on_the_first_events_alone(ratings: Path, protocol: str) -> None:
-    pytest.importorskip("optuna")
     common = ("--dataset", ratings, "--models", "popularity,biased_mf", "--param", "biased_mf.dimension=4")
     common = (*common, "--protocol", protocol, "--search", "3", "--search-share", "0.25", "--seed", "2")
     found = judged(*common)
@@ -147,7 +146,6 @@ def test_parameters_are_searched_on_the_first_events_alone(ratings: Path, protoc
 
 
 def test_a_search_is_shown(ratings: Path) -> None:
-    pytest.importorskip("optuna")
     result = invoke("--dataset", ratings, "--models", "popularity", "--search", "2")
     assert "Searched on the first 32 events" in result.stdout
     assert "on the first 32 events" in result.stderr

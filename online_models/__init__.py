@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from online_models.session_knn import SessionKNN
     from online_models.settings import ModelSettings
     from online_models.social import SocialRanker
+    from online_models.social_mf import SocialMF
     from online_models.stage_popularity import StagePopularity
     from online_models.trending import Trending
     from online_models.user_knn import UserKNN
@@ -63,6 +64,7 @@ __all__ = [
     "RecencyEASE",
     "SessionKNN",
     "SnapshotMismatchError",
+    "SocialMF",
     "SocialRanker",
     "StagePopularity",
     "Trending",
@@ -70,6 +72,7 @@ __all__ = [
 ]
 
 _MODULE_OF = {
+    "SocialMF": "social_mf",
     "SocialRanker": "social",
     "GroupPopularity": "group_popularity",
     "Trending": "trending",

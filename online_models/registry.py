@@ -28,6 +28,7 @@ _CLASSES = {
     "popularity": "DecayedPopularity",
     "session_knn": "SessionKNN",
     "social": "SocialRanker",
+    "social_mf": "SocialMF",
     "stage_popularity": "StagePopularity",
     "trending": "Trending",
     "user_knn": "UserKNN",

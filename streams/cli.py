@@ -208,6 +208,24 @@ def recommend(
 
 
 @cli.command()
+@click.argument("user")
+@click.option("--timeout", "timeout_s", default=30.0, show_default=True, help="Seconds to wait for a worker.")
+@JSON
+@click.pass_obj
+def forget(context: Context, user: str, timeout_s: float, as_json: bool) -> None:
+    """Forget USER everywhere: state, counts, last list. A tombstone in `users` says so to the workers."""
+    from streams.forget import forget as write
+
+    forgotten = write(context.settings(), user, timeout_s)
+    if as_json:
+        show(forgotten)
+    elif forgotten.done:
+        click.echo("forgotten; Kafka's compaction removes what older records of user-state still say")
+    else:
+        click.echo(f"no worker has acted on it within {timeout_s:g} s; one will, as soon as one runs")
+
+
+@cli.command()
 @click.option("--dataset", default="ml-100k", show_default=True, help="ml-100k, synthetic or a file's path.")
 @click.option("--events", type=click.IntRange(min=1), help="Only the first so many.")
 @click.option(

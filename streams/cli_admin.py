@@ -104,12 +104,13 @@ def learning_log() -> None:
 
 
 @learning_log.command("dump")
+@click.option("--corrections", is_flag=True, help="Also what takes interactions back.")
 @click.pass_obj
-def log_dump(context: Context) -> None:
+def log_dump(context: Context, corrections: bool) -> None:
     """Every learned interaction as a JSON line, in log order."""
     from streams.dumps import dump_log
 
-    for row in dump_log(context.settings()):
+    for row in dump_log(context.settings(), corrections=corrections):
         show(row)
 
 

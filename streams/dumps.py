@@ -9,8 +9,9 @@ from typing import Any
 
 import msgspec
 
+from online_models.learning_batch import LEARN, PAIR, UNCOUNT, UNPAIR, WITHDRAW
 from streams.errors import BrokerUnavailableError
-from streams.learning_log import LogRecord, decode_record
+from streams.learning_log import FORGET_ITEM, FORGET_USER, LogRecord, decode_record
 from streams.reading import PartitionId, PartitionReader, watermarks, where
 from streams.records import Record
 from streams.settings import Settings
@@ -18,6 +19,16 @@ from streams.topic_admin import check_layout
 from streams.user_records import ShardRecords
 
 __all__ = ["dump_log", "dump_state", "read_log", "read_shards"]
+
+KINDS = {
+    LEARN: "learn",
+    WITHDRAW: "withdraw",
+    UNPAIR: "unpair",
+    PAIR: "pair",
+    UNCOUNT: "uncount",
+    FORGET_USER: "forget_user",
+    FORGET_ITEM: "forget_item",
+}
 
 
 def read_shards(settings: Settings) -> dict[int, ShardRecords]:
@@ -53,16 +64,19 @@ def dump_state(settings: Settings) -> Iterator[dict[str, Any]]:
             yield shard.user(key).describe(partition)
 
 
-def dump_log(settings: Settings) -> Iterator[dict[str, Any]]:
+def dump_log(settings: Settings, *, corrections: bool = False) -> Iterator[dict[str, Any]]:
     """One object for each committed interaction, in log order; `user_id` is None for a user who is no longer
-    known."""
+    known. With `corrections` also for each row that takes one back, under the event that asked for it; `kind`
+    tells them apart."""
     users = {
         user.token: user_id
         for shard in read_shards(settings).values()
         for user_id, user in shard.users.items()
     }
     for record, offset in read_log(settings):
-        yield from _rows(record, offset, users)
+        for row in _rows(record, offset, users):
+            if corrections or row["kind"] == KINDS[LEARN]:
+                yield row
 
 
 def read_log(settings: Settings) -> Iterator[tuple[LogRecord, int]]:
@@ -103,14 +117,16 @@ def _rows(record: LogRecord, log_offset: int, users: dict[int, str]) -> Iterator
         record.column("topic", "u1").tolist(),
         record.column("partition", "<i4").tolist(),
         record.column("offset", "<i8").tolist(),
+        record.kinds.tolist(),
         strict=True,
     )
-    for event_id, token, item, kind, time_ms, weight, topic, partition, offset in columns:
+    for event_id, token, item, kind, time_ms, weight, topic, partition, offset, does in columns:
         yield {
             "event_id": event_id,
             "user_id": users.get(token),
             "user_token": f"{token:016x}",
             "item_id": item_ids[item] if item >= 0 else None,
+            "kind": KINDS[does],
             "event_type": record.event_types[kind],
             "timestamp": time_ms,
             "weight": weight,

@@ -171,6 +171,16 @@ class PartitionStats(msgspec.Struct, kw_only=True):
     """Records that retention removed before they were read."""
     expired: int = 0
     """Users forgotten because they were idle, or the idlest of too many (`user_state.max_users`)."""
+    retracted: int = 0
+    """Events withdrawn by a `retract`."""
+    retracts_unknown: int = 0
+    """Accepted `retract`s of an event that is unknown, withdrawn already, too old, or taught nothing."""
+    replaced: int = 0
+    """Ratings replaced by a new one of the same item by the same user."""
+    forgotten: int = 0
+    """Users forgotten because of a tombstone in `users`."""
+    users_rejected: int = 0
+    """Records of `users` rejected."""
     evaluated: int = 0
     """Accepted positive interactions judged test-then-learn."""
     hits_at_10: int = 0

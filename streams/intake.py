@@ -24,7 +24,7 @@ from streams.settings import Settings
 from streams.shards import Shard, Shards
 from streams.transaction import OutputRecord
 from streams.user_kernels import ACCEPTED, DUPLICATE, LATE
-from streams.validation import AcceptedRequest, EventValidator, late
+from streams.validation import AcceptedRequest, EventValidator, Tombstone, late
 
 __all__ = ["Batch", "Intake"]
 
@@ -48,6 +48,8 @@ class Batch:
     new: Int32
     """int32[k]: places in `events` of the first event of users nobody knew."""
     requests: list[AcceptedRequest] = field(default_factory=list)
+    forgotten: list[Tombstone] = field(default_factory=list)
+    """Users to forget once the batch is learned and answered."""
     dead: list[OutputRecord] = field(default_factory=list)
     records: int = 0
     """Records of `events` in the micro-batch, good or not."""
@@ -74,11 +76,12 @@ class Intake:
         self._partitions = partitions
         self._window_ms = settings.user_state.dedupe_window_s * 1000
         self._topic, self._dlq = settings.names["events"], settings.names["events-dlq"]
+        self._users_topic = settings.names["users"]
         limits = settings.validation
         self._lateness_ms = int(limits.lateness_s * 1000)
         self._guards = {
             name: RejectGuard(limits.reject_window, limits.reject_limit, settings.names[name])
-            for name in ("events", "requests")
+            for name in ("events", "requests", "users")
         }
         self._window = limits.reject_window
         self._fresh = True
@@ -98,11 +101,11 @@ class Intake:
         Raises:
             ProducerBrokenError: too many of the latest records are bad.
         """
-        events, requests = _by_topic(messages, self._topic)
+        events, others = _by_topic(messages, self._topic)
         columns, rejected = self.reader.read(events)
         batch = self._judge(columns, shards)
         batch.records = len(events)
-        batch.shards = {message.partition(): shards[message.partition()] for message in requests}
+        batch.shards = {message.partition(): shards[message.partition()] for message in others}
         batch.shards |= {p: shards[p] for p in np.unique(columns.partition).tolist()}
         batch.shards |= {found.partition: shards[found.partition] for _, found in rejected}
         bad = dict(rejected)
@@ -113,8 +116,11 @@ class Intake:
             place = int(columns.index[n])
             bad[place] = self._late(columns, n, self._newest[n])
         batch.dead = [self._dead(events[place], bad[place]) for place in sorted(bad)]
-        for message in requests:
-            self._request(message, shards[message.partition()], batch)
+        for message in others:
+            if message.topic() == self._users_topic:
+                self._profile(message, shards[message.partition()], batch)
+            else:
+                self._request(message, shards[message.partition()], batch)
         return batch
 
     def _judge(self, events: EventColumns, shards: Shards) -> Batch:
@@ -193,6 +199,19 @@ class Intake:
             self._guards["requests"].add()
             batch.requests.append(found)
 
+    def _profile(self, message: Record, shard: Shard, batch: Batch) -> None:
+        found = self.validator.decode_user(
+            message.value(), message.key(), message.partition(), message.offset(), message.timestamp()[1]
+        )
+        if isinstance(found, Rejected):
+            self._guards["users"].add(found)
+            shard.stats.users_rejected += 1
+            batch.dead.append(self._dead(message, found))
+            return
+        self._guards["users"].add()
+        if isinstance(found, Tombstone):
+            batch.forgotten.append(found)
+
     def _dead(self, message: Record, rejected: Rejected) -> OutputRecord:
         key, value, headers = dead_letter(message, rejected.reason, rejected.message)
         return OutputRecord(self._dlq, key, value, headers=headers)
@@ -204,7 +223,7 @@ class Intake:
 
 def _by_topic(messages: Sequence[Record], topic: str) -> tuple[Sequence[Record], list[Record]]:
     """Records of `topic`, and the others, each in order of arrival."""
-    requests = [message for message in messages if message.topic() != topic]
-    if not requests:
-        return messages, requests
-    return [message for message in messages if message.topic() == topic], requests
+    others = [message for message in messages if message.topic() != topic]
+    if not others:
+        return messages, others
+    return [message for message in messages if message.topic() == topic], others

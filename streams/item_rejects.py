@@ -1,9 +1,9 @@
-"""Rejected `items` records on their way to the dead letters.
+"""What the owner of partition 0 writes of `items`: rejected records as dead letters, removals to the log.
 
-Every worker reads `items` for its catalogue, but only the owner of partition 0 writes what is rejected
-there to
-`events-dlq`: it reads the topic a second time, from the offsets in its partition's own record, and commits
-the dead letters together with the new offsets. So each is written once, whoever owns the partition when.
+Every worker reads `items` for its catalogue, but only the owner of partition 0 writes what is rejected there
+to `events-dlq`, and what is removed there to `interactions`, so that every replica forgets it at the same
+place: it reads the topic a second time, from the offsets in its partition's own record, and commits what it
+writes together with the new offsets. So each is written once, whoever owns the partition when.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from streams.reading import PartitionReader
 from streams.records import Record
 from streams.rejects import Rejected, RejectGuard
 from streams.settings import Settings
-from streams.validation import EventValidator
+from streams.validation import EventValidator, Tombstone
 
 __all__ = ["ItemRejects"]
 
@@ -25,8 +25,8 @@ EVERY_S = 0.5
 
 
 class ItemRejects:
-    """Finds rejected records of `items` behind the given offsets (`items/<partition>` in the partition's
-    record)."""
+    """Finds rejected records and tombstones of `items` behind the given offsets (`items/<partition>` in the
+    partition's record)."""
 
     def __init__(
         self, settings: Settings, validator: EventValidator, partitions: int, next_offsets: dict[str, int]
@@ -39,8 +39,9 @@ class ItemRejects:
         self._guard = RejectGuard(limits.reject_window, limits.reject_limit, topic)
         self._due = 0.0
 
-    def poll(self) -> list[tuple[Record, Rejected]]:
-        """Rejected records among the next slice; empty most of the time, for it looks only now and then.
+    def poll(self) -> list[tuple[Record, Rejected | Tombstone]]:
+        """Rejected records and tombstones among the next slice; empty most of the time, for it looks only now
+        and then.
 
         Raises:
             ProducerBrokenError: too many of the latest `items` records were rejected.
@@ -50,19 +51,18 @@ class ItemRejects:
             return []
         records = self._reader.poll(SLICE_RECORDS, 0)
         self._due = 0.0 if records else now + EVERY_S
-        found = []
+        found: list[tuple[Record, Rejected | Tombstone]] = []
         for record in records:
             judged = self._validator.decode_item(
                 record.value(), record.key(), record.partition(), record.offset(), record.timestamp()[1]
             )
-            rejected = judged if isinstance(judged, Rejected) else None
-            self._guard.add(rejected)
-            if rejected is not None:
-                found.append((record, rejected))
+            self._guard.add(judged if isinstance(judged, Rejected) else None)
+            if isinstance(judged, Rejected | Tombstone):
+                found.append((record, judged))
         return found
 
     def next_offsets(self) -> dict[str, int]:
-        """What to put into the partition's record with the dead letters."""
+        """What to put into the partition's record with what was found."""
         return {str(p): offset for (_, p), offset in self._reader.positions.items()}
 
     def close(self) -> None:

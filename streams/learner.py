@@ -15,6 +15,7 @@ from streams.settings import Settings
 from streams.shards import Shards
 from streams.user_kernels import TOKEN, Learned
 from streams.user_table import LIST_LENGTH
+from streams.withdrawals import Withdrawals
 
 __all__ = ["JUDGED", "Learner"]
 
@@ -38,10 +39,11 @@ class Learner:
         self.log = LogWriter(
             shards.users.items,
             shards.users.kinds,
-            settings.names["events"],
+            (settings.names["events"], settings.names["users"], settings.names["items"]),
             self._widths,
             items.settings_digest,
         )
+        self.withdrawals = Withdrawals(settings, items, shards)
         self._discount = 1.0 / np.log2(np.arange(JUDGED, dtype=np.float64) + 2.0)
 
     def start(self, batch: Batch) -> None:
@@ -54,7 +56,8 @@ class Learner:
 
     def learn(self, batch: Batch, wave: Int32, *, listed: bool = True) -> Interactions:
         """Learn the events of `batch` at the places `wave`, in their order; returns their rows for the
-        learning log. They are judged against their users' last lists, or, not `listed`, by `judge` later."""
+        learning log, behind the rows that take back what they withdraw. They are judged against their users'
+        last lists, or, not `listed`, by `judge` later."""
         events, users, m = batch.events, self._shards.users, len(wave)
         recent, width, drawn = self._widths
         before, after = np.empty((m, width), np.float32), np.empty((m, width), np.float32)
@@ -63,17 +66,24 @@ class Learner:
         unknown, learned = self._learned(batch, wave, weight)
         hits = np.zeros((self._partitions, 3), np.int64)
         sums = np.zeros((self._partitions, 2), np.float64)
-        done = 0
+        done, corrected, withdrawn = 0, -1, []
         while done < m:
             done = kernels.learn(
-                done, wave, listed, batch.rows, batch.codes, unknown, events.event_hash, weight,
-                events.time_ms, events.event_type, events.partition, users.users, learned, hits, sums, before,
-                after, items, negatives,
+                done, wave, listed, batch.rows, batch.codes, unknown, events.event_hash, weight, events.value,
+                events.time_ms, events.event_type, events.partition, self.withdrawals.retract,
+                self.withdrawals.rating, corrected, users.users, learned, hits, sums, before, after, items,
+                negatives,
             )  # fmt: skip
-            if done < m:
+            if done == m:
+                break
+            if not kernels.has_room(users.users):
                 users.make_room()
+                continue
+            corrected = done
+            if (taken_back := self.withdrawals.before(batch, int(wave[done]))) is not None:
+                withdrawn.append((done, taken_back))
         self._count(hits, sums)
-        return Interactions(
+        rows = Interactions(
             data=events.data,
             event=events.event[wave],
             code=batch.codes[wave],
@@ -88,8 +98,10 @@ class Learner:
             negatives=negatives,
             before=before,
             after=after,
+            kind=np.zeros(m, np.uint8),
             table_epoch=self._items.epoch,
         )
+        return _interleaved(rows, withdrawn) if withdrawn else rows
 
     def _learned(self, batch: Batch, wave: Int32, weight: Float32) -> tuple[Int32, Learned]:
         """What the kernel reads of the item state; items without a row get their start vectors looked up."""
@@ -149,3 +161,22 @@ def joined(parts: list[Interactions]) -> Interactions | None:
         if name not in ("data", "table_epoch")
     }
     return Interactions(data=parts[0].data, table_epoch=parts[0].table_epoch, **columns)
+
+
+def _interleaved(rows: Interactions, withdrawn: list[tuple[int, Interactions]]) -> Interactions:
+    """`rows` with others put before those at the given places."""
+    parts, start = [], 0
+    for place, taken_back in withdrawn:
+        parts += [_part(rows, start, place), taken_back]
+        start = place
+    whole = joined([*parts, _part(rows, start, len(rows))])
+    return rows if whole is None else whole
+
+
+def _part(rows: Interactions, start: int, end: int) -> Interactions:
+    columns = {
+        name: getattr(rows, name)[start:end]
+        for name in Interactions.__slots__
+        if name not in ("data", "table_epoch")
+    }
+    return Interactions(data=rows.data, table_epoch=rows.table_epoch, **columns)

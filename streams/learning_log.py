@@ -9,6 +9,9 @@ An event's own item is spelled out; recent items and negatives that the writer's
 their row in the item table, which is the same on every replica at the table's epoch that the record gives.
 
 Users stand in the log as random 64-bit tokens; only `user-state` knows whose they are.
+
+Each row says what it does (`Interactions.kind`): most of them that an event happened; others withdraw what an
+earlier one taught, or make every replica forget a user or an item (docs/decisions/0010-corrections.md).
 """
 
 from __future__ import annotations
@@ -16,20 +19,37 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from online_models.learning_batch import LearningBatch
+from online_models.learning_batch import LEARN, UNCOUNT, LearningBatch
 from streams import log_kernels as kernels
 from streams.errors import LearningLogError
 from streams.id_table import IdTable
 
-__all__ = ["Interactions", "LogRecord", "LogWriter", "decode_record", "learning_batch"]
+if TYPE_CHECKING:
+    from online_models.item_state import ItemState  # numba: not wanted by who only reads the log
 
-FORMAT_VERSION = 2
+__all__ = [
+    "FORGET_ITEM",
+    "FORGET_USER",
+    "Interactions",
+    "LogRecord",
+    "LogWriter",
+    "decode_record",
+    "learn_record",
+    "learning_batches",
+]
+
+FORGET_USER, FORGET_ITEM = UNCOUNT + 1, UNCOUNT + 2
+"""Kinds of rows beside those of `online_models.learning_batch`: whatever is kept of the row's user, or of its
+item, is dropped."""
+FORMAT_VERSION = 3
+FORMAT_WITHOUT_KINDS = 2
+"""The format before it, still read: all its rows are events that happened."""
 MAX_RECORD_BYTES = 512 * 1024
 """A record above this is split, so that it stays well under the broker's limit of 1 MB."""
 _ROW_BYTES = 60
@@ -47,7 +67,8 @@ class Interactions:
     -1; recent int32[n, R], the user's items before this event, newest first, and negatives int32[n, m]:
     -row - 2 for a row of the item table at `table_epoch`, -1 none; recent also an item's code where it has no
     row; before and after
-    float32[n, d], the user's factor around this event; value float64[n], NaN = none.
+    float32[n, d], the user's factor around this event; value float64[n], NaN = none; kind uint8[n], what the
+    row does.
     """
 
     data: npt.NDArray[np.uint8]
@@ -64,6 +85,7 @@ class Interactions:
     negatives: Int32
     before: Float32
     after: Float32
+    kind: npt.NDArray[np.uint8]
     table_epoch: int
 
     def __len__(self) -> int:
@@ -101,6 +123,13 @@ class LogRecord(msgspec.Struct, array_like=True):
     negatives: bytes
     before: bytes
     after: bytes
+    kind: bytes = b""
+    """What each interaction does; empty where all of them happened."""
+
+    @property
+    def kinds(self) -> npt.NDArray[np.uint8]:
+        """What each interaction does, uint8[n]; raises LearningLogError as `column`."""
+        return self.column("kind", "u1") if self.kind else np.full(self.n, LEARN, np.uint8)
 
     @property
     def item_ids(self) -> list[str]:
@@ -144,14 +173,20 @@ _decoder = msgspec.msgpack.Decoder(LogRecord)
 
 
 class LogWriter:
-    """Packs interactions whose items have codes in `items`; `kinds` names the event types."""
+    """Packs interactions whose items have codes in `items`; `kinds` names the event types, `topics` where
+    rows come from: `events`, or `users` and `items` for who and what is forgotten."""
 
     def __init__(
-        self, items: IdTable, kinds: IdTable, topic: str, widths: tuple[int, int, int], settings_digest: str
+        self,
+        items: IdTable,
+        kinds: IdTable,
+        topics: tuple[str, str, str],
+        widths: tuple[int, int, int],
+        settings_digest: str,
     ) -> None:
         self._items = items
         self._kinds = kinds
-        self._topic = topic
+        self._topics = list(topics)
         self._widths = widths
         self._digest = settings_digest
         self._place = np.zeros(0, np.int64)
@@ -179,6 +214,7 @@ class LogWriter:
         codes = table[:n]
         ids = self._items.ids
         kinds = [self._kinds.id_of(code).decode() for code in range(self._kinds.codes)]
+        does = rows.kind[start:end]
         record = LogRecord(
             format=FORMAT_VERSION,
             settings_digest=self._digest,
@@ -190,10 +226,10 @@ class LogWriter:
             event_lengths=rows.event[start:end, 1].astype("<u2").tobytes(),
             event_bytes=_joined(rows.data, rows.event[start:end, 0], rows.event[start:end, 1]),
             event_types=kinds,
-            topics=[self._topic],
+            topics=self._topics,
             item=item.tobytes(),
             event_type=rows.event_type[start:end].tobytes(),
-            topic=bytes(end - start),
+            topic=(1 * (does >= UNCOUNT) + (does == FORGET_ITEM)).astype(np.uint8).tobytes(),
             token=rows.token[start:end].tobytes(),
             time_ms=rows.time_ms[start:end].tobytes(),
             weight=rows.weight[start:end].tobytes(),
@@ -204,6 +240,7 @@ class LogWriter:
             negatives=rows.negatives[start:end].tobytes(),
             before=rows.before[start:end].tobytes(),
             after=rows.after[start:end].tobytes(),
+            kind=does.tobytes() if does.any() else b"",
         )
         return _encoder.encode(record)
 
@@ -236,7 +273,7 @@ def decode_record(value: bytes | None, where: str) -> LogRecord:
         raise LearningLogError(
             f"{where}: not a learning-log record ({error}). Only workers may write this topic; see its ACLs."
         ) from error
-    if record.format != FORMAT_VERSION:
+    if record.format not in (FORMAT_VERSION, FORMAT_WITHOUT_KINDS):
         raise LearningLogError(
             f"{where}: format {record.format}, this version reads {FORMAT_VERSION}. Upgrade every worker "
             "first."
@@ -244,13 +281,36 @@ def decode_record(value: bytes | None, where: str) -> LogRecord:
     return record
 
 
-def learning_batch(record: LogRecord, settings_digest: str, where: str) -> LearningBatch | None:
-    """What the item models learn from `record`: its interactions with an item and a weight; None when there
-    are none.
+def learn_record(items: ItemState, record: LogRecord, where: str) -> None:
+    """Every replica's step for one record of the log: its rows in their order.
 
     Raises:
         LearningLogError: the record was written under other model settings, kernels or CPU target.
     """
+    _check_digest(record, items.settings_digest, where)
+    for kind, start, end in _runs(record):
+        if kind == FORGET_USER:
+            items.forget_users(record.column("token", "<u8")[start:end])
+        elif kind == FORGET_ITEM:
+            for index in record.column("item", "<i4")[start:end].tolist():
+                items.forget_item(record.item_ids[index])
+        elif (batch := _batch(record, kind, start, end)) is not None:
+            items.apply(batch)
+
+
+def learning_batches(record: LogRecord, settings_digest: str, where: str) -> list[LearningBatch]:
+    """What the item models learn and take back of `record`, in order: its interactions with an item and a
+    weight, neighbours of one kind together.
+
+    Raises:
+        LearningLogError: as `learn_record`.
+    """
+    _check_digest(record, settings_digest, where)
+    runs = [run for run in _runs(record) if run[0] <= UNCOUNT]
+    return [batch for run in runs if (batch := _batch(record, *run)) is not None]
+
+
+def _check_digest(record: LogRecord, settings_digest: str, where: str) -> None:
     if record.settings_digest != settings_digest:
         raise LearningLogError(
             f"{where}: learned under settings {record.settings_digest[:12]}, this worker runs "
@@ -259,10 +319,23 @@ def learning_batch(record: LogRecord, settings_digest: str, where: str) -> Learn
             "stop all "
             "workers and start on a new topic prefix, or replay the events."
         )
+
+
+def _runs(record: LogRecord) -> list[tuple[int, int, int]]:
+    """Rows of one kind that stand together: kind, first row, row behind the last."""
+    if not record.kind:
+        return [(LEARN, 0, record.n)]
+    kinds = record.kinds
+    cuts = [0, *(np.flatnonzero(np.diff(kinds)) + 1).tolist(), record.n]
+    return [(int(kinds[start]), start, end) for start, end in pairwise(cuts)]
+
+
+def _batch(record: LogRecord, kind: int, start: int, end: int) -> LearningBatch | None:
+    """Rows `start` to `end` - 1 with an item and a weight, None when there are none."""
     recent_width, factor_width, negatives_width = record.widths
     item = record.column("item", "<i4")
     weight = record.column("weight", "<f4")
-    keep = np.flatnonzero((item >= 0) & (weight != 0))
+    keep = start + np.flatnonzero((item[start:end] >= 0) & (weight[start:end] != 0))
     if not len(keep):
         return None
     return LearningBatch(
@@ -278,4 +351,5 @@ def learning_batch(record: LogRecord, settings_digest: str, where: str) -> Learn
         negatives=record.column("negatives", "<i4", negatives_width)[keep],
         user=record.column("token", "<u8")[keep],
         value=record.column("value", "<f8")[keep].astype(np.float32),
+        kind=kind,
     )

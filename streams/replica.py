@@ -18,7 +18,7 @@ from online_models.item_state import ItemState
 from serving.catalogue import Catalogue, CatalogueEntry
 from serving.registry.swap import RankerSlot, SwapEvent
 from streams.events import ModelRecord
-from streams.learning_log import decode_record, learning_batch
+from streams.learning_log import decode_record, learn_record
 from streams.model_records import open_registry
 from streams.reading import PartitionId, PartitionReader, watermarks, where
 from streams.records import Record
@@ -140,9 +140,7 @@ class Replica:
     def _learn(self, message: Record) -> None:
         place = where(message)
         record = decode_record(message.value(), place)
-        batch = learning_batch(record, self.items.settings_digest, place)
-        if batch is not None:
-            self.items.apply(batch)
+        learn_record(self.items, record, place)
         self.items.offset = message.offset() + 1
         self._since_snapshot += record.n
 

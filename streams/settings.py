@@ -88,7 +88,8 @@ class ValidationSettings(_Section, frozen=True, kw_only=True, forbid_unknown_fie
     stops."""
 
     def weights(self) -> dict[str, float]:
-        return {**EVENT_TYPES, **self.event_types}
+        """By type; a `retract` teaches nothing of itself."""
+        return {**EVENT_TYPES, **self.event_types, "retract": 0.0}
 
 
 class UserStateSettings(_Section, frozen=True, kw_only=True, forbid_unknown_fields=True):

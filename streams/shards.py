@@ -6,8 +6,9 @@ The order, for the partitions that a rebalance hands to this worker:
    high watermark of the changelog, with an uncommitted reader: all that was committed lies below it.
 2. Read the changelog, committed records only, until the position is there. Where an open transaction stands
    in the way and its owner has left the group, fence it instead of waiting for its timeout.
-3. Read on in `events` and `requests` where the partition's own record says; only where there is none, where
-   the group's committed offset says. The record was committed with the state, so the two can't differ.
+3. Read on in `events`, `requests` and `users` where the partition's own record says; only where there is
+   none, where the group's committed offset says. The record was committed with the state, so the two can't
+   differ.
 4. An offset that retention has removed is counted as lost, and never hidden.
 """
 
@@ -35,7 +36,7 @@ __all__ = ["Shard", "Shards", "start_offsets"]
 
 log = logging.getLogger("freshet.shards")
 
-INPUTS = ("events", "requests")
+INPUTS = ("events", "requests", "users")
 
 
 _json = msgspec.json.Encoder().encode

@@ -1,4 +1,4 @@
-"""The worker's side of the consumer group: batches of `events` and `requests`, and who owns what."""
+"""The worker's side of the consumer group: batches of `events`, `requests` and `users`, and who owns what."""
 
 from __future__ import annotations
 

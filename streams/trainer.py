@@ -16,14 +16,16 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 
 import msgspec
+import numpy as np
 
+from online_models.learning_batch import LEARN, WITHDRAW
 from serving.ranker.errors import RankerError, RegistryError
 from serving.training.dataset import InteractionLog, NotEnoughDataError
 from serving.training.slow_path import Outcome, Stage, prepare, run_slow_path
 from serving.training.train import TrainingDivergedError
 from streams.errors import FreshetError
 from streams.events import ModelRecord
-from streams.learning_log import LogRecord, decode_record
+from streams.learning_log import FORGET_USER, LogRecord, decode_record
 from streams.model_records import announce, live_record, model_records, open_registry
 from streams.reading import PartitionReader, watermarks, where
 from streams.records import Record
@@ -54,6 +56,7 @@ class Trainer:
         self._stop = threading.Event()
         self._training = False
         self._data = InteractionLog()
+        self._taken_back = TakenBack()
         self._types: dict[str, int] = {}
         self._trained_at = 0
         self._trained_s = time.monotonic()
@@ -106,6 +109,7 @@ class Trainer:
     def _append(self, message: Record) -> None:
         record = decode_record(message.value(), where(message))
         append_record(self._data, record, message.offset(), self._types)
+        self._taken_back.add(record)
 
     def _due(self) -> bool:
         new = len(self._data) - self._trained_at
@@ -132,7 +136,7 @@ class Trainer:
         live = live_record(model_records(self._settings), name)
         try:
             outcome = run_slow_path(
-                self._data,
+                self._taken_back.rest_of(self._data),
                 self.registry,
                 self._settings.trainer,
                 live.version if live is not None else None,
@@ -150,13 +154,54 @@ class Trainer:
             self._progress(stage)
 
 
+class TakenBack:
+    """What the log says must not be trained on any more: withdrawn interactions and forgotten users."""
+
+    def __init__(self) -> None:
+        self._withdrawn: dict[int, list[tuple[str, int]]] = {}
+        self._forgotten: set[int] = set()
+
+    def add(self, record: LogRecord) -> None:
+        """Take a log record in."""
+        if not record.kind:
+            return
+        kinds, tokens = record.kinds, record.column("token", "<u8")
+        self._forgotten |= set(tokens[kinds == FORGET_USER].tolist())
+        items, times, item_ids = (
+            record.column("item", "<i4"),
+            record.column("time_ms", "<i8"),
+            record.item_ids,
+        )
+        for n in np.flatnonzero(kinds == WITHDRAW).tolist():
+            of_user = self._withdrawn.setdefault(int(tokens[n]), [])
+            of_user.append((item_ids[items[n]], int(times[n])))
+
+    def rest_of(self, data: InteractionLog) -> InteractionLog:
+        """`data` without them; of interactions alike the newest go first."""
+        if not self._withdrawn and not self._forgotten:
+            return data
+        user, item, time_ms = (data.column(name) for name in ("user", "item", "time_ms"))
+        keep = ~np.isin(user, np.array(sorted(self._forgotten), np.uint64))
+        left = {token: list(gone) for token, gone in self._withdrawn.items()}
+        concerned = keep & np.isin(user, np.array(sorted(left), np.uint64))
+        for n in np.flatnonzero(concerned)[::-1].tolist():
+            one = (data.item_ids[item[n]], int(time_ms[n]))
+            if one in left[int(user[n])]:
+                left[int(user[n])].remove(one)
+                keep[n] = False
+        rest = InteractionLog()
+        columns = ("user", "item", "time_ms", "event_type", "weight", "offset")
+        rest.append(item_ids=data.item_ids, **{name: data.column(name)[keep] for name in columns})
+        return rest
+
+
 def append_record(data: InteractionLog, record: LogRecord, offset: int, types: dict[str, int]) -> None:
     """Add a log record's positive interactions to `data`: what recent items are made of when serving.
 
     `types` numbers the event types as they come.
     """
     item = record.column("item", "<i4")
-    keep = (item >= 0) & (record.column("weight", "<f4") > 0)
+    keep = (item >= 0) & (record.column("weight", "<f4") > 0) & (record.kinds == LEARN)
     codes = [types.setdefault(name, min(len(types), 255)) for name in record.event_types]
     data.append(
         user=record.column("token", "<u8")[keep],

@@ -15,9 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from online_models.kernels import isgd_step, kernel
+from online_models.learning_batch import PAIR, UNCOUNT, UNPAIR, WITHDRAW
 from streams.event_kernels import hash_bytes
 
-__all__ = ["Ids", "Learned", "Users", "admit", "encode", "gather", "learn", "load"]
+__all__ = ["Ids", "Learned", "Users", "admit", "encode", "forget", "gather", "learn", "load", "withdraw"]
 
 Bytes = NDArray[np.uint8]
 Ints = NDArray[np.int32]
@@ -35,12 +36,15 @@ RECENT, SEEN, DEDUPE = range(3)
 """The lists of a user."""
 TOKEN, EVENTS, FIRST_MS, LAST_MS, START = range(5)
 """Columns of `Users.long`; START + k is that of list k."""
-PARTITION, TURN, TOUCHED, COUNT, TAIL, ROOM = 0, 1, 2, 4, 7, 10
-"""Columns of `Users.small`; COUNT + k, TAIL + k and ROOM + k are those of list k."""
+PARTITION, TURN, TOUCHED, REWRITE, COUNT, TAIL, ROOM = 0, 1, 2, 3, 4, 7, 10
+"""Columns of `Users.small`; COUNT + k, TAIL + k and ROOM + k are those of list k. REWRITE is set when
+something was taken out of a list: the next record is a cold one."""
 ACCEPTED, DUPLICATE, LATE = range(3)
 """What became of an event."""
-FORMAT = 2
+FORMAT = 3
 """Format of a record of user-state: see `streams.user_records`."""
+FORMAT_WITHOUT_EVENTS = 2
+"""The format before it, still read: its recent items don't say of which event they are, nor its value."""
 MAX_ID_BYTES = 256
 
 
@@ -72,18 +76,24 @@ class Users(NamedTuple):
     long: Longs
     """int64[rows, 8], one line of the cache: TOKEN, EVENTS, FIRST_MS, LAST_MS, and START of each list."""
     small: Ints
-    """int32[rows, 16], another: PARTITION, TURN, TOUCHED, and COUNT, TAIL and ROOM of each list."""
+    """int32[rows, 16], another: PARTITION, TURN, TOUCHED, REWRITE, and COUNT, TAIL and ROOM of each list."""
     factor: Floats
     factor_bytes: Bytes
     """The same memory as `factor`, uint8[rows, 4 d]."""
     last_list: Ints
     """int32[rows, 10]: item codes of the list last served, -1 padded."""
     recent_item: Ints
+    """What the last events with an item and a weight were, and all that it takes to withdraw them; only items
+    of a weight above 0 count as the user's recent items."""
     recent_time: Longs
     recent_kind: Bytes
     recent_weight: Floats
     recent_bits: NDArray[np.uint32]
     """The same memory as `recent_weight`."""
+    recent_hash: Hashes
+    """Of the event's id; 0 = not known."""
+    recent_value: Floats
+    """NaN where the event stated none."""
     seen_item: Ints
     dedupe_hash: Hashes
     dedupe_time: Longs
@@ -276,6 +286,7 @@ def new_user(
     users.small[row, ROOM : ROOM + 3] = -1
     users.small[row, TURN] = 0
     users.small[row, TOUCHED] = 0
+    users.small[row, REWRITE] = 0
     return row
 
 
@@ -291,6 +302,10 @@ def _copy(users: Users, which: int, source: int, target: int, n: int) -> None:
             users.recent_kind[target + k] = users.recent_kind[source + k]
         for k in range(n):
             users.recent_weight[target + k] = users.recent_weight[source + k]
+        for k in range(n):
+            users.recent_hash[target + k] = users.recent_hash[source + k]
+        for k in range(n):
+            users.recent_value[target + k] = users.recent_value[source + k]
     elif which == SEEN:
         for k in range(n):
             users.seen_item[target + k] = users.seen_item[source + k]
@@ -513,11 +528,15 @@ def _judge(
 @kernel
 def learn(
     begin: int, order: Ints, listed: bool, rows: Ints, codes: Ints, unknown: Ints, event_hash: Hashes,
-    weight: Floats, time_ms: Longs, kind: Bytes, partition: Ints, users: Users, learned: Learned,
-    hits: Longs, sums: Doubles, before: Floats, after: Floats, recent: Ints, negatives: Ints,
+    weight: Floats, value: Doubles, time_ms: Longs, kind: Bytes, partition: Ints, retract: int, rating: int,
+    corrected: int, users: Users, learned: Learned, hits: Longs, sums: Doubles, before: Floats, after: Floats,
+    recent: Ints, negatives: Ints,
 ) -> int:  # fmt: skip
     """Test, then learn: judge events order[begin:] against the list before them, move their users' factors,
     and remember the items; returns how far it came.
+
+    It stops where there may be no room, and before an event that withdraws another: one of kind `retract`, or
+    a second `rating` of an item, unless its place in `order` is `corrected`.
 
     Fills, by place in `order`: before and after float32[m, d], recent int32[m, W] (newest first: -row - 2
     where the item has a row, else its code; -1 none), negatives int32[m, k] (-row - 2, -1 none). `unknown`
@@ -530,6 +549,11 @@ def learn(
         n = order[m]
         row, code, w = rows[n], codes[n], weight[n]
         teaches = code >= 0 and w != 0.0
+        if m != corrected and (
+            kind[n] == retract
+            or (kind[n] == rating and teaches and find_rating(users, row, code, rating) >= 0)
+        ):
+            return m
         seen = teaches and _has_seen(users, row, code)
         if teaches and w > 0.0:
             _judge(users, row, code, seen, listed, learned, hits[partition[n]], sums[partition[n]])
@@ -547,26 +571,134 @@ def learn(
                 if negatives[m, k] >= 0:
                     negatives[m, k] = -negatives[m, k] - 2
         after[m, :] = factor
-        first, last = (
-            users.long[row, START + RECENT],
-            users.long[row, START + RECENT] + users.small[row, COUNT + RECENT] - 1,
-        )
+        first = users.long[row, START + RECENT]
+        last = first + users.small[row, COUNT + RECENT] - 1
         for k in range(recent.shape[1]):
+            while last >= first and users.recent_weight[last] <= 0.0:
+                last -= 1
             recent[m, k] = -1
-            if last - k >= first:
-                other = users.recent_item[last - k]
+            if last >= first:
+                other = users.recent_item[last]
                 known = learned.row_of[other]
                 recent[m, k] = -known - 2 if known >= 0 else other
+                last -= 1
         if teaches:
             if not seen:
                 users.seen_item[_place(users, row, SEEN)] = code
-            if w > 0.0:
-                at = _place(users, row, RECENT)
-                users.recent_item[at] = code
-                users.recent_time[at] = time_ms[n]
-                users.recent_kind[at] = kind[n]
-                users.recent_weight[at] = w
+            at = _place(users, row, RECENT)
+            users.recent_item[at] = code
+            users.recent_time[at] = time_ms[n]
+            users.recent_kind[at] = kind[n]
+            users.recent_weight[at] = w
+            users.recent_hash[at] = event_hash[n]
+            users.recent_value[at] = value[n]
     return len(order)
+
+
+# --- withdrawing and forgetting ---
+
+
+@kernel
+def find_rating(users: Users, row: int, code: int, rating: int) -> int:
+    """Place of the user's rating of an item among the recent ones, -1 if there is none."""
+    start = users.long[row, START + RECENT]
+    end = start + users.small[row, COUNT + RECENT]
+    found = False
+    for at in range(start, end):
+        found |= users.recent_item[at] == code  # hardly ever; many at a time, as in _has_seen
+    if found:
+        for at in range(start, end):
+            if users.recent_item[at] == code and users.recent_kind[at] == rating:
+                return at
+    return -1
+
+
+@kernel
+def find_event(users: Users, row: int, hashed: int) -> int:
+    """Place of an event among the user's recent ones, by the hash of its id; -1 if it is not there."""
+    start = users.long[row, START + RECENT]
+    for at in range(start + users.small[row, COUNT + RECENT] - 1, start - 1, -1):
+        if users.recent_hash[at] == hashed and hashed != 0:
+            return at
+    return -1
+
+
+@kernel
+def _items_before(users: Users, first: int, at: int, without: int, out: Ints) -> None:
+    """Codes of the recent items before place `at`, newest first, -1 padded; the one at `without` left out."""
+    before = at - 1
+    for k in range(len(out)):
+        while before >= first and (users.recent_weight[before] <= 0.0 or before == without):
+            before -= 1
+        out[k] = -1
+        if before >= first:
+            out[k] = users.recent_item[before]
+            before -= 1
+
+
+@kernel
+def withdraw(users: Users, row: int, at: int, kinds: Bytes, places: Longs, recent: Ints) -> int:
+    """What it takes to withdraw the user's event at place `at`, as `online_models.corrections.withdrawal`
+    has it; returns how many records: of each its kind, the place of its event, and recent int32[., W], item
+    codes. There is room for twice the recent items and one."""
+    first = users.long[row, START + RECENT]
+    end = first + users.small[row, COUNT + RECENT]
+    later, between = at + 1, 0
+    if users.recent_weight[at] > 0.0:
+        while later < end and between < recent.shape[1]:  # those that were learned with it in their window
+            between += users.recent_weight[later] > 0.0
+            later += 1
+    n = 0
+    for event in range(later - 1, at, -1):
+        kinds[n], places[n] = UNPAIR, event
+        _items_before(users, first, event, -1, recent[n])
+        n += 1
+    kinds[n], places[n] = WITHDRAW, at
+    _items_before(users, first, at, -1, recent[n])
+    n += 1
+    for event in range(at + 1, later):
+        kinds[n], places[n] = PAIR, event
+        _items_before(users, first, event, at, recent[n])
+        n += 1
+    return n
+
+
+@kernel
+def forget(users: Users, row: int, kinds: Bytes, places: Longs, recent: Ints) -> int:
+    """What it takes to take all kept events of a user out of the counts, newest first; as `withdraw`."""
+    first, count = users.long[row, START + RECENT], users.small[row, COUNT + RECENT]
+    for n in range(count):
+        kinds[n], places[n] = UNCOUNT, first + count - 1 - n
+        _items_before(users, first, places[n], -1, recent[n])
+    return count
+
+
+@kernel
+def take_out(users: Users, row: int, at: int, unsee: bool) -> None:
+    """Remove the event at place `at` from the recent ones, and its item from those seen where `unsee` is set
+    and no other recent event names it."""
+    code = users.recent_item[at]
+    _remove_at(users, row, RECENT, at)
+    users.small[row, REWRITE] = 1
+    if not unsee:
+        return
+    start = users.long[row, START + RECENT]
+    for other in range(start, start + users.small[row, COUNT + RECENT]):
+        if users.recent_item[other] == code:
+            return
+    start = users.long[row, START + SEEN]
+    for place in range(start, start + users.small[row, COUNT + SEEN]):
+        if users.seen_item[place] == code:
+            _remove_at(users, row, SEEN, place)
+            return
+
+
+@kernel
+def _remove_at(users: Users, row: int, which: int, at: int) -> None:
+    end = users.long[row, START + which] + users.small[row, COUNT + which]
+    users.small[row, TAIL + which] -= at >= end - users.small[row, TAIL + which]
+    _copy(users, which, at + 1, at, end - at - 1)
+    users.small[row, COUNT + which] -= 1
 
 
 @kernel
@@ -579,12 +711,13 @@ def gather(
     at = 0
     for k in range(len(chosen)):
         row = chosen[k]
-        first, last = (
-            users.long[row, START + RECENT],
-            users.long[row, START + RECENT] + users.small[row, COUNT + RECENT] - 1,
-        )
+        first = users.long[row, START + RECENT]
+        last = first + users.small[row, COUNT + RECENT] - 1
         for place in range(recent.shape[1]):
-            recent[k, place] = row_of[users.recent_item[last - place]] if last - place >= first else -1
+            while last >= first and users.recent_weight[last] <= 0.0:
+                last -= 1
+            recent[k, place] = row_of[users.recent_item[last]] if last >= first else -1
+            last -= 1
         start = users.long[row, START + SEEN]
         for place in range(start, start + users.small[row, COUNT + SEEN]):
             blocked[at] = row_of[users.seen_item[place]]
@@ -705,7 +838,9 @@ def encode(
         n_seen = users.small[row, COUNT + SEEN] if whole[k] else users.small[row, TAIL + SEEN]
         n_dedupe = users.small[row, COUNT + DEDUPE] if whole[k] else users.small[row, TAIL + DEDUPE]
         worst_ids = n_recent + n_seen + users.last_list.shape[1]
-        worst = 512 + 4 * users.factor.shape[1] + worst_ids * (MAX_ID_BYTES + 2) + 16 * (n_recent + n_dedupe)
+        worst = (
+            512 + 4 * users.factor.shape[1] + worst_ids * (MAX_ID_BYTES + 2) + 28 * n_recent + 16 * n_dedupe
+        )
         if at + worst + kinds.counts[END] + 3 * kinds.counts[NEXT] > len(out):
             return k
         stamps[0] += 1
@@ -722,9 +857,9 @@ def encode(
             if users.last_list[row, j] >= 0:
                 shown += 1
                 n = _index(users, codes, n, users.last_list[row, j], place, stamp) >> 32
-        out[at] = 0xDC  # array of 17
+        out[at] = 0xDC  # array of 19
         out[at + 1] = 0
-        out[at + 2] = 17
+        out[at + 2] = 19
         out[at + 3] = FORMAT
         at += 4
         at = _put_number(out, at, 0xCF, users.long[row, TOKEN])
@@ -750,16 +885,19 @@ def encode(
             at = _put(out, at, place[users.recent_item[first + j]] & 0xFFFF, 2)
         at = _put_column(out, at, users.recent_time.view(np.uint8), 8 * first, 8 * n_recent)
         at = _put_column(out, at, users.recent_weight.view(np.uint8), 4 * first, 4 * n_recent)
-        first = users.long[row, START + DEDUPE] + users.small[row, COUNT + DEDUPE] - n_dedupe
-        at = _put_column(out, at, users.dedupe_hash.view(np.uint8), 8 * first, 8 * n_dedupe)
-        at = _put_column(out, at, users.dedupe_time.view(np.uint8), 8 * first, 8 * n_dedupe)
+        of_dedupe = users.long[row, START + DEDUPE] + users.small[row, COUNT + DEDUPE] - n_dedupe
+        at = _put_column(out, at, users.dedupe_hash.view(np.uint8), 8 * of_dedupe, 8 * n_dedupe)
+        at = _put_column(out, at, users.dedupe_time.view(np.uint8), 8 * of_dedupe, 8 * n_dedupe)
         at = _put_length(out, at, 2 * shown)
         for j in range(users.last_list.shape[1]):
             if users.last_list[row, j] >= 0:
                 at = _put(out, at, place[users.last_list[row, j]] & 0xFFFF, 2)
+        at = _put_column(out, at, users.recent_hash.view(np.uint8), 8 * first, 8 * n_recent)
+        at = _put_column(out, at, users.recent_value.view(np.uint8), 4 * first, 4 * n_recent)
         ends[k] = at
         if whole[k]:
             users.small[row, TAIL : TAIL + 3] = 0
+            users.small[row, REWRITE] = 0
     return len(chosen)
 
 
@@ -835,12 +973,15 @@ def _all_below(data: Bytes, at: int, n: int, width: int, limit: int) -> bool:
 def _sections(data: Bytes, start: int, end: int, width: int, at: Longs, size: Longs) -> bool:
     """Where the parts of a record begin and how long they are; False when it is not a record that `encode`
     wrote. Numbers have size 8; part 5 is the table of type names, its size the number of names."""
-    if end - start < 4 or data[start] != 0xDC or data[start + 1] != 0 or data[start + 2] != 17:
+    if end - start < 4 or data[start] != 0xDC or data[start + 1] != 0:
         return False
-    if data[start + 3] != FORMAT:
-        return False
+    parts = data[start + 2] - 1
+    if data[start + 3] != FORMAT or parts != 18:
+        if data[start + 3] != FORMAT_WITHOUT_EVENTS or parts != 16:
+            return False
+        size[16], size[17] = 0, 0
     here = start + 4
-    for part in range(16):
+    for part in range(parts):
         if here >= end:
             return False
         head = data[here]
@@ -888,6 +1029,7 @@ def _sections(data: Bytes, start: int, end: int, width: int, at: Longs, size: Lo
         and size[13] == size[14]
         and size[13] % 8 == 0
         and size[15] % 2 == 0
+        and (parts == 16 or (size[16] == 8 * recent and size[17] == 4 * recent))
         and _all_below(data, at[6], recent, 1, size[5])
         and _all_below(data, at[10], recent, 2, ids)
         and _all_below(data, at[15], size[15] // 2, 2, ids)
@@ -920,7 +1062,7 @@ def load(
 
     Returns how far it came: it stops where there may be no room, or before a record that it can't read.
     """
-    at, size = np.empty(16, np.int64), np.empty(16, np.int64)
+    at, size = np.empty(18, np.int64), np.empty(18, np.int64)
     width = users.factor.shape[1]
     for k in range(begin, len(starts)):
         if not has_room(users) or not _sections(data, starts[k], ends[k], width, at, size):
@@ -991,6 +1133,11 @@ def _load_lists(users: Users, row: int, data: Bytes, at: Longs, size: Longs, cod
         users.recent_time[place] = np.int64(_take(data, at[11] + 8 * j, 8))
         users.recent_kind[place] = kind_code[data[at[6] + j]]
         users.recent_bits[place] = np.uint32(_take(data, at[12] + 4 * j, 4))
+        users.recent_hash[place] = 0
+        users.recent_value[place] = np.nan
+        if size[16] > 0:
+            users.recent_hash[place] = _take(data, at[16] + 8 * j, 8)
+            users.recent_value.view(np.uint32)[place] = np.uint32(_take(data, at[17] + 4 * j, 4))
     for j in range(size[13] // 8):
         hashed = _take(data, at[13] + 8 * j, 8)
         time_ms = np.int64(_take(data, at[14] + 8 * j, 8))

@@ -7,9 +7,10 @@
 * under NUL ``partition``, the next offsets to read, who wrote it, and the partition's totals (JSON).
 
 Ids hold no control characters, so the reserved keys can't be a user's. A user's record is a msgpack array of
-17 values; columns are little-endian byte strings, and items stand in them as places in the record's own table
+19 values; columns are little-endian byte strings, and items stand in them as places in the record's own table
 of ids, which begins with the seen items in their order. The kernels write and read it; what is here reads it
-for dumps, audits and error messages.
+for dumps, audits and error messages. Records of the format before it, of 17 values, are read too: of the
+recent items in them nobody knows any more which events they were.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ import numpy.typing as npt
 from streams.errors import ChangelogError
 from streams.events import PartitionStats
 from streams.settings import UserStateSettings
-from streams.user_kernels import FORMAT
+from streams.user_kernels import FORMAT, FORMAT_WITHOUT_EVENTS
 
 __all__ = ["COLD_PREFIX", "PARTITION_KEY", "ChangelogRecord", "PartitionRecord", "ShardRecords", "UserRecord"]
 
@@ -80,6 +81,8 @@ class _Columns(msgspec.Struct, array_like=True):
     dedupe_hashes: bytes
     dedupe_times: bytes
     last_list: bytes
+    recent_hashes: bytes = b""
+    recent_values: bytes = b""
 
     def items(self) -> list[str]:
         ends = np.cumsum(np.frombuffer(self.id_lengths, "<u2"), dtype=np.int64).tolist()
@@ -88,8 +91,8 @@ class _Columns(msgspec.Struct, array_like=True):
 
 @dataclass(slots=True)
 class UserRecord:
-    """One user, decoded. `recent_*` are parallel, oldest first; `seen` and `dedupe` (hash to event time, ms)
-    in the order in which they would be evicted; `factor` float32[d]."""
+    """One user, decoded. `recent_*` are parallel, oldest first, disliked items among them; `seen` and
+    `dedupe` (hash to event time, ms) in the order in which they would be evicted; `factor` float32[d]."""
 
     user_id: str
     token: int = 0
@@ -100,6 +103,10 @@ class UserRecord:
     recent_times: list[int] = field(default_factory=list)
     recent_types: list[str] = field(default_factory=list)
     recent_weights: list[float] = field(default_factory=list)
+    recent_hashes: list[int] = field(default_factory=list)
+    """Of the event's id; 0 = not known."""
+    recent_values: list[float] = field(default_factory=list)
+    """NaN = none."""
     seen: dict[str, None] = field(default_factory=dict)
     dedupe: dict[int, int] = field(default_factory=dict)
     factor: npt.NDArray[np.float32] = field(default_factory=lambda: np.zeros(0, np.float32))
@@ -116,7 +123,14 @@ class UserRecord:
         self.recent_types += [record.type_names[k] for k in record.recent_types]
         self.recent_times += np.frombuffer(record.recent_times, "<i8").tolist()
         self.recent_weights += np.frombuffer(record.recent_weights, "<f4").tolist()
-        for column in (self.recent_items, self.recent_types, self.recent_times, self.recent_weights):
+        n = len(record.recent_types)
+        self.recent_hashes += np.frombuffer(record.recent_hashes or bytes(8 * n), "<u8").tolist()
+        no_values = np.full(n, np.nan, "<f4").tobytes()
+        self.recent_values += np.frombuffer(record.recent_values or no_values, "<f4").tolist()
+        for column in (
+            self.recent_items, self.recent_types, self.recent_times, self.recent_weights, self.recent_hashes,
+            self.recent_values,
+        ):  # fmt: skip
             del column[: -caps.recent]
         for item_id in items[: record.seen]:
             self.seen.pop(item_id, None)  # evicted and seen again since the cold record: the newest now
@@ -226,7 +240,7 @@ class ShardRecords:
             for value in (self.cold.get(key), self.hot.get(key)):
                 if value is not None:
                     record = _columns.decode(value)
-                    if record.format != FORMAT:
+                    if record.format not in (FORMAT, FORMAT_WITHOUT_EVENTS):
                         raise ChangelogError(
                             f"{place}: format {record.format}, this version reads {FORMAT}. Upgrade every "
                             "worker first."

@@ -27,6 +27,7 @@ from streams.user_kernels import (
     LAST_MS,
     PARTITION,
     RECENT,
+    REWRITE,
     ROOM,
     SEEN,
     START,
@@ -96,6 +97,8 @@ class UserTable:
             "recent_time": np.zeros(0, np.int64),
             "recent_kind": np.zeros(0, np.uint8),
             "recent_weight": np.zeros(0, np.float32),
+            "recent_hash": np.zeros(0, np.uint64),
+            "recent_value": np.zeros(0, np.float32),
             "seen_item": np.zeros(0, np.int32),
             "dedupe_hash": np.zeros(0, np.uint64),
             "dedupe_time": np.zeros(0, np.int64),
@@ -236,7 +239,7 @@ class UserTable:
 
     def drain_touched(self) -> Iterator[tuple[int, list[bytes], list[bytes | None]]]:
         """By partition, keys and values of the records of every user touched since the last call: a hot one
-        each, now and then a cold one before it; and tombstones of the users that expired."""
+        each, now and then a cold one before it; and tombstones of the users that went."""
         for partition, keys in self._expired.items():
             yield partition, keys, [None] * len(keys)
         self._expired.clear()
@@ -249,6 +252,7 @@ class UserTable:
         order = np.argsort(small[rows, PARTITION], kind="stable")
         rows = rows[order]
         cold = small[rows, TAIL : TAIL + 3].max(axis=1) >= min(TAIL_ENTRIES, self._caps.recent)
+        cold |= small[rows, REWRITE] != 0
         chosen = np.repeat(rows, 1 + cold)
         whole = np.zeros(len(chosen), np.uint8)
         whole[np.cumsum(1 + cold)[cold] - 2] = 1
@@ -342,11 +346,15 @@ class UserTable:
         if (left := len(rows) - int(gone.sum())) > most:
             surplus = int(gone.sum()) + left - most + most // EVICTED_AT_ONCE
             gone[np.lexsort((rows, last))[:surplus]] = True
-        for key in (self.id_of(row) for row in rows[gone].tolist()):
-            self._expired.setdefault(partition, []).extend((key, COLD_PREFIX + key))
-        self._drop(rows[gone])
-        self.population[partition] -= int(gone.sum())
+        self.forget(partition, rows[gone])
         return int(gone.sum())
+
+    def forget(self, partition: int, rows: Int32) -> None:
+        """Forget users of a partition; their tombstones go out with the next records."""
+        for key in (self.id_of(row) for row in rows.tolist()):
+            self._expired.setdefault(partition, []).extend((key, COLD_PREFIX + key))
+        self._drop(rows)
+        self.population[partition] -= len(rows)
 
     def _drop(self, rows: Int32) -> None:
         touched = self._columns["touched"][: int(self._fixed["touched_count"][0])]

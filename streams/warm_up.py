@@ -15,7 +15,7 @@ from streams import user_kernels
 from streams.clients import partition_for
 from streams.intake import Intake
 from streams.learner import Learner
-from streams.learning_log import decode_record, learning_batch
+from streams.learning_log import decode_record, learn_record
 from streams.records import Header
 from streams.settings import Settings, load_settings
 from streams.shards import Shard, Shards
@@ -78,9 +78,7 @@ def compile_kernels(settings: Settings) -> None:
         learner.start(batch)
         for wave in batch.waves():
             for record in learner.log.pack(learner.learn(batch, wave)):
-                learned = learning_batch(decode_record(record, "warm-up"), items.settings_digest, "warm-up")
-                if learned is not None:
-                    items.apply(learned)
+                learn_record(items, decode_record(record, "warm-up"), "warm-up")
         learner.codes.follow(*items.take_changes())
         for partition, keys, values in shards.users.drain_touched():
             for key, value in zip(keys, values, strict=True):

@@ -11,8 +11,8 @@ for the broker in 5, when behind; ONNX Runtime.
 2. Take what has arrived, up to `worker.max_batch` records: one or two when it is quiet, hundreds when
    behind.
 3. Decode, validate, drop duplicates.
-4. Wave by wave (a user's events one after the other): learn, and note what a list needs to know of the
-   user now; then make all lists at once.
+4. Wave by wave (a user's events one after the other): learn, or take back what an event withdraws, and note
+   what a list needs to know of the user now; then make all lists at once; then forget who is to be forgotten.
 5. Commit everything in one transaction (`streams.transaction` numbers its order); behind, while the next
    batch is computed.
 
@@ -45,6 +45,7 @@ from streams.learning_log import Interactions
 from streams.metrics import StageClock
 from streams.outbox import Outbox
 from streams.records import Record
+from streams.rejects import Rejected
 from streams.replica import Replica
 from streams.settings import Settings
 from streams.shards import Shards
@@ -53,7 +54,8 @@ from streams.stats import Committed, StatsReporter
 from streams.stopping import Stop
 from streams.takeover import fence_absent
 from streams.topic_admin import check_layout
-from streams.transaction import OutputRecord, OutputRecords, Transactions, transactional_id
+from streams.transaction import OutputRecords, Transactions, transactional_id
+from streams.validation import Tombstone
 from streams.warm_up import compile_all
 
 __all__ = ["Worker"]
@@ -187,9 +189,9 @@ class Worker:
             offsets = self.source.positions()
         if not messages:
             self.committer.settle()
-        bad_items = self._rejected_items()
-        if messages or offsets or bad_items:
-            self._handle(messages, offsets, bad_items, clock)
+        odd_items = self._odd_items()
+        if messages or offsets or odd_items:
+            self._handle(messages, offsets, odd_items, clock)
         else:
             self._followed(clock)
             self.follower.begin()  # 1, of the next turn
@@ -219,18 +221,21 @@ class Worker:
         self,
         messages: list[Record],
         offsets: list[TopicPartition],
-        bad_items: list[OutputRecord],
+        odd_items: list[tuple[Record, Rejected | Tombstone]],
         clock: StageClock,
     ) -> None:
         with clock.stage("validate"):
             self.intake.begin_with(self.shards.owned.values())
             batch = self.intake.admit(messages, self.shards)  # 3
             self.learner.start(batch)
-        if bad_items:
-            batch.dead += bad_items
+        removed = [found for _, found in odd_items if isinstance(found, Tombstone)]
+        if odd_items:
+            bad = [(record, found) for record, found in odd_items if isinstance(found, Rejected)]
+            batch.dead += [self.intake.dead_item(record, rejected) for record, rejected in bad]
             batch.shards[0] = self.shards[0]
         self._followed(clock)
-        interactions, lists, coalesced = self._learn_and_answer(batch, clock)  # 4
+        learned, lists, coalesced = self._learn_and_answer(batch, clock)  # 4
+        interactions = joined([*learned, *self._forget(batch, removed, lists)])
         self.follower.begin()  # 1, of the next turn
         with clock.stage("pack"):
             offsets = offsets or self._own_place()
@@ -242,7 +247,7 @@ class Worker:
 
     def _learn_and_answer(
         self, batch: Batch, clock: StageClock
-    ) -> tuple[Interactions | None, list[OutputRecords], int]:
+    ) -> tuple[list[Interactions], list[OutputRecords], int]:
         """Step 4: the learning log's rows, the lists, and how many lists were coalesced."""
         online_offset = self.replica.offset
         learned: list[Interactions] = []
@@ -255,14 +260,26 @@ class Worker:
             lists.append(self.answers.to_events(batch, online_offset))
             lists.append(self.answers.to_requests(batch.requests, online_offset))
         made = [records for records in lists if records is not None]
-        return joined(learned), made, self.answers.take_coalesced()
+        return learned, made, self.answers.take_coalesced()
 
-    def _rejected_items(self) -> list[OutputRecord]:
-        """Dead letters of rejected `items` records: the owner of partition 0 writes each of them once."""
+    def _forget(
+        self, batch: Batch, removed: list[Tombstone], lists: list[OutputRecords]
+    ) -> list[Interactions]:
+        """The learning log's rows of users and items to forget; the users' lists are buried too."""
+        withdrawals = self.learner.withdrawals
+        if batch.forgotten:
+            keys = [one.key.encode() for one in batch.forgotten]
+            lists.append(
+                OutputRecords(self.settings.names["recommendations"], None, keys, [None] * len(keys))
+            )
+        rows = [withdrawals.forget_user(one, batch.events) for one in batch.forgotten]
+        return [some for some in (*rows, withdrawals.forget_items(removed, batch.events)) if some is not None]
+
+    def _odd_items(self) -> list[tuple[Record, Rejected | Tombstone]]:
+        """Rejected `items` records, for the dead letters, and tombstones, for the learning log: the owner of
+        partition 0 writes each of them once."""
         self._own_item_rejects(0 in self.shards.owned)
-        if self.item_rejects is None:
-            return []
-        return [self.intake.dead_item(record, rejected) for record, rejected in self.item_rejects.poll()]
+        return [] if self.item_rejects is None else self.item_rejects.poll()
 
     def _own_item_rejects(self, owned: bool) -> None:
         if owned and self.item_rejects is None:

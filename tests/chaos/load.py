@@ -24,7 +24,8 @@ DAY_MS = 86_400_000
 USERS, ITEMS = 150, 250
 KINDS = ("click",) * 5 + ("rating",) * 2 + ("purchase", "dislike", "impression", "view")
 SHARES = {
-    "event": 0.845,
+    "event": 0.835,
+    "retract": 0.01,
     "duplicate": 0.05,
     "out of order": 0.03,
     "late": 0.01,
@@ -53,6 +54,7 @@ class Mix:
         self._odd: list[Input] = []
         self._makers: dict[str, Callable[[], tuple[str, Input]]] = {
             "event": lambda: ("events", self._event(0)),
+            "retract": self._retract,
             "duplicate": self._duplicate,
             "out of order": lambda: ("events", self._event(self._rng.randrange(3_600_000, 5 * DAY_MS))),
             "late": lambda: ("events", self._event(40 * DAY_MS)),
@@ -87,6 +89,14 @@ class Mix:
 
     def _duplicate(self) -> tuple[str, Input]:
         return "events", self._rng.choice(self._recent) if self._recent else self._event(0)
+
+    def _retract(self) -> tuple[str, Input]:
+        """Takes back one of the latest events, whatever it was; now and then one that is too old by then."""
+        if not self._recent:
+            return "events", self._event(0)
+        fields = json.loads(self._rng.choice(self._recent).value or b"")
+        fields |= {"event_id": f"e{self._n}", "event_type": "retract", "retracts": fields["event_id"]}
+        return "events", Input(fields["user_id"].encode(), json.dumps(fields).encode())
 
     def _bad_event(self) -> tuple[str, Input]:
         if not self._hostile:

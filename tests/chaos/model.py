@@ -31,6 +31,10 @@ class Step(NamedTuple):
     """The item that the seen set let go for it, if any."""
     positive: str | None
     """The item that the list before this event is judged by, if any."""
+    withdrawn: str | None = None
+    """The item of the event that this one takes back, if any: retracted, or rated anew."""
+    unseen: str | None = None
+    """The item that the user has no longer used, if any."""
 
 
 @dataclass
@@ -40,6 +44,8 @@ class ModelUser:
     dedupe: OrderedDict[str, tuple[int, int]] = field(default_factory=OrderedDict)
     """By event id: the event's hash and time, the oldest first."""
     recent: list[tuple[str, str, int]] = field(default_factory=list)
+    """Item, type and time of the last events with an item and a weight that were not withdrawn."""
+    recent_ids: list[str] = field(default_factory=list)
     seen: dict[str, None] = field(default_factory=dict)
     steps: list[Step] = field(default_factory=list)
 
@@ -104,9 +110,13 @@ def _event(model: Model, found: AcceptedEvent, newest: Counter[int], settings: S
     user.dedupe.move_to_end(event.event_id)
     while len(user.dedupe) > caps.dedupe_entries:
         user.dedupe.popitem(last=False)
-    used = evicted = positive = None
+    used = evicted = positive = withdrawn = unseen = None
     item = event.item_id
+    if event.event_type == "retract":
+        withdrawn, unseen = _retract(user, event.retracts)
     if item is not None and found.weight != 0:
+        if event.event_type == "rating":
+            withdrawn = _rated_anew(user, item)
         if item not in user.seen:
             used, user.seen[item] = item, None
             if len(user.seen) > caps.seen:
@@ -114,6 +124,31 @@ def _event(model: Model, found: AcceptedEvent, newest: Counter[int], settings: S
                 del user.seen[evicted]
         if found.weight > 0:
             positive = item
-            user.recent = [*user.recent, (item, event.event_type, found.time_ms)][-caps.recent :]
-    user.steps.append(Step(event.event_id, found.partition, found.offset, used, evicted, positive))
+        user.recent = [*user.recent, (item, event.event_type, found.time_ms)][-caps.recent :]
+        user.recent_ids = [*user.recent_ids, event.event_id][-caps.recent :]
+    place = found.partition, found.offset
+    user.steps.append(Step(event.event_id, *place, used, evicted, positive, withdrawn, unseen))
     model.accepted.append(found)
+
+
+def _retract(user: ModelUser, event_id: str | None) -> tuple[str | None, str | None]:
+    """Item of the event withdrawn, and the item that is seen no more, None where there is none."""
+    for n in range(len(user.recent) - 1, -1, -1):
+        if user.recent_ids[n] == event_id:
+            item = _withdraw(user, n)
+            if any(other == item for other, *_ in user.recent):
+                return item, None
+            return item, item if user.seen.pop(item, "") is None else None
+    return None, None
+
+
+def _rated_anew(user: ModelUser, item: str) -> str | None:
+    for n, (other, kind, _) in enumerate(user.recent):
+        if (other, kind) == (item, "rating"):
+            return _withdraw(user, n)
+    return None
+
+
+def _withdraw(user: ModelUser, n: int) -> str:
+    del user.recent_ids[n]
+    return user.recent.pop(n)[0]

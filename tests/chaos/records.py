@@ -12,7 +12,7 @@ from streams.settings import Settings
 
 __all__ = ["Commit", "Finding", "Record", "fingerprint", "offsets_of_group", "read_topic"]
 
-INPUTS = ("events", "requests")
+INPUTS = ("events", "requests", "users")
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,9 @@ import msgspec
 import numpy as np
 
 from online_models.item_state import ItemState
+from online_models.learning_batch import LEARN, WITHDRAW
 from streams.events import Recommendation
-from streams.learning_log import decode_record, learning_batch
+from streams.learning_log import decode_record, learn_record
 from streams.rejects import Reason
 from streams.settings import Settings
 from streams.user_records import PARTITION_KEY, PartitionRecord, ShardRecords
@@ -58,6 +59,10 @@ class Row:
     offset: int
     before: bytes
     after: bytes
+    kind: int
+    """What the row does: LEARN, or a kind of correction."""
+    order: int
+    """Place among the rows of the log."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +82,10 @@ class Run:
     """The partitions' records in `user-state`, in log order within each partition."""
     log: list[Record] = field(default_factory=list)
     """The records of `interactions`, which hold `rows`."""
+    corrections: list[Row] = field(default_factory=list)
+    """The rows of the log that take something back; `rows` are the others."""
+    forgotten: frozenset[str] = frozenset()
+    """Users with a tombstone, who did nothing after it."""
 
 
 def _rows(records: Iterable[Record]) -> list[Row]:
@@ -91,13 +100,13 @@ def _rows(records: Iterable[Record]) -> list[Row]:
             log.column(name, kind).tolist()
             for name, kind in (("token", "<u8"), ("time_ms", "<i8"), ("weight", "<f4"), ("partition", "<i4"))
         ]
-        offsets = log.column("offset", "<i8").tolist()
+        offsets, does = log.column("offset", "<i8").tolist(), log.kinds.tolist()
         for n in range(log.n):
             token, time_ms, weight, partition = (column[n] for column in plain)
             before, after = (vector[n].tobytes() for vector in vectors)
             rows.append(
                 Row(event_ids[n], token, items[n], kinds[n], time_ms, weight, partition, offsets[n],
-                    before, after)
+                    before, after, does[n], len(rows))
             )  # fmt: skip
     return rows
 
@@ -119,12 +128,17 @@ def read_run(settings: Settings) -> Run:
             )
     committed, ends = offsets_of_group(settings)
     log = read_topic(settings, "interactions")
+    logged = _rows(log)
     return Run(
         events=read_topic(settings, "events"),
         requests=read_topic(settings, "requests"),
         dead=read_topic(settings, "events-dlq"),
-        lists=read_topic(settings, "recommendations"),
-        rows=_rows(log),
+        lists=[r for r in read_topic(settings, "recommendations") if r.value is not None],
+        rows=[row for row in logged if row.kind == LEARN],
+        corrections=[row for row in logged if row.kind != LEARN],
+        forgotten=frozenset(
+            (record.key or b"").decode() for record in read_topic(settings, "users") if record.value is None
+        ),
         shards=shards,
         committed=committed,
         ends=ends,
@@ -191,7 +205,19 @@ def _log_findings(run: Run, model: Model) -> list[Finding]:
     found = Counter(
         (r.partition, r.offset, r.event_id, r.item_id, r.event_type, r.time_ms, r.weight) for r in run.rows
     )
-    return _different("learning log", wanted, found)
+    taken_back = Counter(
+        (step.partition, step.offset, step.event_id, step.withdrawn)
+        for user in model.users.values()
+        for step in user.steps
+        if step.withdrawn is not None
+    )
+    withdrawn = Counter(
+        (r.partition, r.offset, r.event_id, r.item_id) for r in run.corrections if r.kind == WITHDRAW
+    )
+    return [
+        *_different("learning log", wanted, found),
+        *_different("withdrawn in the learning log", taken_back, withdrawn),
+    ]
 
 
 def _dead_findings(run: Run, model: Model) -> list[Finding]:
@@ -247,7 +273,7 @@ def _user_list_findings(
     used: set[str] = set()
     for (record, one), step in zip(found, user.steps, strict=True):
         used |= {step.used} if step.used is not None else set()
-        used -= {step.evicted} if step.evicted is not None else set()
+        used -= {step.evicted, step.unseen} - {None}
         again = sorted({item.item_id for item in one.items} & used)
         if again:
             problems.append(_wrong(f"list of {step.event_id}: holds {again}, which {user_id} has used"))
@@ -324,14 +350,17 @@ def _user_violations(run: Run, model: Model, made: Sequence[Recommendation]) -> 
     """Each user's state is that of a sequential replay, and its factor the one that the log ends with."""
     states = {user_id: user for shard in run.shards.values() for user_id, user in shard.users.items()}
     rows: dict[int, list[Row]] = {}
-    for row in sorted(run.rows, key=lambda r: (r.partition, r.offset)):
+    for row in sorted((*run.rows, *run.corrections), key=lambda r: (r.partition, r.offset, r.order)):
         rows.setdefault(row.token, []).append(row)
     shown: dict[str, list[str]] = {}
     for one in made:
         shown[one.user_id or ""] = [item.item_id for item in one.items[:10]]
     active = {user_id: user for user_id, user in model.users.items() if user.steps}
     problems = [_wrong(f"user-state holds {u}, who did nothing") for u in states.keys() - active.keys()]
+    problems += [_wrong(f"user-state holds {u}, who is forgotten") for u in states.keys() & run.forgotten]
     for user_id, wanted in active.items():
+        if user_id in run.forgotten:
+            continue
         state = states.get(user_id)
         if state is None:
             problems.append(_wrong(f"user-state: {user_id} is missing"))
@@ -340,7 +369,7 @@ def _user_violations(run: Run, model: Model, made: Sequence[Recommendation]) -> 
         own = rows.get(state.token, [])
         links = itertools.pairwise(own)
         checks = {
-            "events": state.events == len(wanted.steps) == len(own),
+            "events": state.events == len(wanted.steps) == sum(row.kind == LEARN for row in own),
             "recent items": recent == wanted.recent,
             "seen items": list(state.seen) == list(wanted.seen),
             "last list": state.last_list == shown.get(user_id),
@@ -376,9 +405,7 @@ def replayed_digests(
             digests[left.pop(0)] = state.digest()
         if record is not None:
             where = f"interactions@{record.offset}"
-            batch = learning_batch(decode_record(record.value, where), state.settings_digest, where)
-            if batch is not None:
-                state.apply(batch)
+            learn_record(state, decode_record(record.value, where), where)
     return digests
 
 

@@ -17,7 +17,7 @@ from confluent_kafka import Consumer, KafkaException, Producer, TopicPartition
 from streams.clients import consumer_config, make_consumer, make_producer, producer_config
 from streams.errors import BrokerUnavailableError, TopicLayoutError, TransactionLostError
 from streams.settings import Settings
-from streams.shards import Shards
+from streams.shards import INPUTS, Shards
 from streams.source import Source
 from streams.transaction import transactional_id
 from tests.integration.auditor import assert_exactly_once, read_run
@@ -169,7 +169,7 @@ def test_rebalances_come_while_a_commit_is_on_its_way(fleet: Deployment) -> None
     worker = fleet.worker("w1", WORKER__MAX_BATCH="20", TRIGGER__EVENTS="false")
     tail = fleet.tail("interactions")
     fleet.wait_for(tail, 1)
-    topics = [fleet.settings.names[name] for name in ("events", "requests")]
+    topics = [fleet.settings.names[name] for name in INPUTS]
     config = consumer_config(fleet.settings, group=fleet.settings.worker_group)
     for _ in range(5):
         guest = make_consumer(config)

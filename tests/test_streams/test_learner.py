@@ -62,7 +62,10 @@ def test_what_was_liked_is_recent_what_was_used_is_seen(worker: Worker) -> None:
     kinds = {"liked": "good", "disliked": "bad", "shown": "nothing"}
     rows = _learned(worker, [Ev("u", item, 0, item, kind) for item, kind in kinds.items()] + [Ev("u", "s")])
     [user] = live_users(worker.users).values()
-    assert [item for item, *_ in user["recent"]] == ["liked"]
+    assert [(item, weight) for item, _, _, weight in user["recent"]] == [("liked", 1.0), ("disliked", -1.0)]
+    assert worker.users.gather(np.zeros(1, np.int32), np.arange(9, dtype=np.int32), 4).recent.tolist() == [
+        [0, -1, -1, -1]
+    ], "what was disliked can be withdrawn, but is not what the user is after"
     assert user["seen"] == ["liked", "disliked"]
     assert worker.shards[0].stats.evaluated == 1
     moved = [not np.array_equal(b, a) for b, a in zip(rows.before, rows.after, strict=True)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import groupby
 from typing import Any
 
 import msgspec
@@ -11,14 +12,23 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from online_models.learning_batch import LearningBatch
+from online_models.learning_batch import LEARN, UNCOUNT, LearningBatch
 from streams import learning_log
 from streams.errors import LearningLogError
 from streams.id_table import IdTable
 from streams.learner import joined
-from streams.learning_log import Interactions, LogRecord, LogWriter, decode_record, learning_batch
+from streams.learning_log import (
+    FORGET_ITEM,
+    FORGET_USER,
+    Interactions,
+    LogRecord,
+    LogWriter,
+    decode_record,
+    learning_batches,
+)
 
 DIGEST = "d" * 64
+TOPICS = ("t.events", "t.users", "t.items")
 KINDS = ("click", "rating", "search")
 IDS = st.text(st.characters(codec="utf-8", exclude_categories=("Cc", "Cs")), min_size=1, max_size=20)
 ITEMS = IDS.map(lambda text: f"i{text}")
@@ -41,6 +51,7 @@ class Row:
     negatives: list[int]
     before: list[float]
     after: list[float]
+    kind: int = LEARN
 
 
 @dataclass
@@ -54,7 +65,7 @@ class Log:
     def __post_init__(self) -> None:
         self.kinds.codes_of([kind.encode() for kind in KINDS], ensure=True)
         self.items.codes_of([b"never named %d" % n for n in range(7)], ensure=True)
-        self.writer = LogWriter(self.items, self.kinds, "t.events", self.widths, DIGEST)
+        self.writer = LogWriter(self.items, self.kinds, TOPICS, self.widths, DIGEST)
 
     def _code(self, item: str | int | None) -> int:
         if isinstance(item, str):
@@ -81,6 +92,7 @@ class Log:
             negatives=padded([[-row - 2 for row in one.negatives] for one in rows], drawn),
             before=column("before", np.float32, width),
             after=column("after", np.float32, width),
+            kind=column("kind", np.uint8),
             event_type=column("event_type", np.uint8),
             token=column("token", np.uint64),
             time_ms=column("time_ms", np.int64),
@@ -101,6 +113,7 @@ def logs(draw: st.DrawFn) -> tuple[Log, list[Row]]:
     items = draw(st.lists(ITEMS, min_size=1, max_size=6))
     vectors = st.lists(st.floats(-10, 10, width=32), min_size=width, max_size=width)
     rows = st.integers(0, 2**31 - 3)
+    kinds = draw(st.sampled_from([st.just(LEARN), st.integers(LEARN, FORGET_ITEM)]))
     row = st.builds(
         Row,
         event_id=IDS,
@@ -116,6 +129,7 @@ def logs(draw: st.DrawFn) -> tuple[Log, list[Row]]:
         negatives=st.lists(rows, max_size=drawn),
         before=vectors,
         after=vectors,
+        kind=kinds,
     )
     return Log((recent, width, drawn)), draw(st.lists(row, min_size=1, max_size=12))
 
@@ -147,7 +161,12 @@ def _check(record: LogRecord, rows: list[Row], widths: tuple[int, int, int]) -> 
         row.item_id for row in rows
     ]
     assert record.event_types == list(KINDS)
-    assert [record.topics[k] for k in record.column("topic", "u1")] == ["t.events"] * len(rows)
+    assert record.kinds.tolist() == [row.kind for row in rows]
+    assert bool(record.kind) == any(row.kind for row in rows)
+    origin = {UNCOUNT: "t.users", FORGET_USER: "t.users", FORGET_ITEM: "t.items"}
+    assert [record.topics[k] for k in record.column("topic", "u1")] == [
+        origin.get(row.kind, "t.events") for row in rows
+    ]
     assert _lists(record, "recent", recent) == [row.recent for row in rows]
     assert _lists(record, "negatives", drawn) == [row.negatives for row in rows]
     for name, kind in (
@@ -173,17 +192,19 @@ def test_packed_rows_read_back_in_order(log: tuple[Log, list[Row]]) -> None:
 
 @given(log=logs())
 @settings(deadline=None, max_examples=50)
-def test_a_batch_holds_what_teaches_and_nothing_else(log: tuple[Log, list[Row]]) -> None:
+def test_batches_hold_what_teaches_those_of_one_kind_together(log: tuple[Log, list[Row]]) -> None:
     writer, rows = log
     [value] = writer.pack(rows)
-    batch = learning_batch(decode_record(value, "here"), DIGEST, "here")
-    teaching = [row for row in rows if row.item_id is not None and row.weight != 0]
-    if not teaching:
-        assert batch is None
-        return
-    assert batch is not None
-    assert batch.table_epoch == 77
-    _check_batch(batch, teaching, writer.widths)
+    batches = learning_batches(decode_record(value, "here"), DIGEST, "here")
+    runs = [(kind, list(run)) for kind, run in groupby(rows, lambda row: row.kind) if kind <= UNCOUNT]
+    wanted = [
+        (kind, [row for row in run if row.item_id is not None and row.weight != 0]) for kind, run in runs
+    ]
+    wanted = [(kind, run) for kind, run in wanted if run]
+    assert [batch.kind for batch in batches] == [kind for kind, _ in wanted]
+    for batch, (_, run) in zip(batches, wanted, strict=True):
+        assert batch.table_epoch == 77
+        _check_batch(batch, run, writer.widths)
 
 
 def _check_batch(batch: LearningBatch, rows: list[Row], widths: tuple[int, int, int]) -> None:
@@ -309,9 +330,9 @@ def test_other_settings_and_formats_are_refused() -> None:
     with pytest.raises(
         LearningLogError, match=r"@9: learned under settings dddddddddddd, this worker runs eee"
     ):
-        learning_batch(record, "e" * 64, "interactions[0]@9")
+        learning_batches(record, "e" * 64, "interactions[0]@9")
     record.format = 1
-    with pytest.raises(LearningLogError, match=r"here: format 1, this version reads 2\. Upgrade every"):
+    with pytest.raises(LearningLogError, match=r"here: format 1, this version reads 3\. Upgrade every"):
         decode_record(msgspec.msgpack.encode(record), "here")
 
 
@@ -328,7 +349,7 @@ def test_columns_of_wrong_length_are_refused_by_name(name: str, by: int) -> None
     damaged = decode_record(msgspec.msgpack.encode(record), "here")
     expected = f"column {name} has {len(raw) + by} bytes, {len(raw)} expected for 2 interactions"
     with pytest.raises(LearningLogError, match=expected):
-        learning_batch(damaged, DIGEST, "here")
+        learning_batches(damaged, DIGEST, "here")
 
 
 @pytest.mark.parametrize("kind", ["item", "event"])
@@ -339,3 +360,20 @@ def test_ids_that_do_not_add_up_are_refused(kind: str) -> None:
     setattr(record, f"{kind}_bytes", raw[:-1])
     with pytest.raises(LearningLogError, match=f"{len(raw) - 1} bytes of {kind} ids, {len(raw)} expected"):
         getattr(record, f"{kind}_ids")
+
+
+def test_records_of_the_format_before_are_events_that_happened() -> None:
+    [value] = Log(WIDE).pack([_row(1), _row(2)])
+    fields = msgspec.msgpack.decode(value)
+    fields[0] = 2
+    [batch] = learning_batches(decode_record(msgspec.msgpack.encode(fields[:-1]), "here"), DIGEST, "here")
+    assert (batch.kind, len(batch)) == (LEARN, 2)
+
+
+@pytest.mark.parametrize("by", [-1, 1])
+def test_kinds_that_do_not_add_up_are_refused(by: int) -> None:
+    [value] = Log(WIDE).pack([_row(1, kind=UNCOUNT), _row(2)])
+    record = decode_record(value, "here")
+    record.kind = record.kind[:-1] if by < 0 else record.kind + b"\0"
+    with pytest.raises(LearningLogError, match=f"column kind has {2 + by} bytes, 2 expected"):
+        learning_batches(record, DIGEST, "here")

@@ -17,7 +17,7 @@ from streams.errors import ChangelogError
 from streams.events import PartitionStats
 from streams.settings import UserStateSettings
 from streams.shards import Shard
-from streams.user_kernels import FORMAT
+from streams.user_kernels import FORMAT, FORMAT_WITHOUT_EVENTS
 from streams.user_records import COLD_PREFIX, PARTITION_KEY, ShardRecords, UserRecord
 from streams.user_table import UserTable
 from tests.test_streams.user_model import DIMENSION, T0, Ev, Worker, check_table, live_users, settings_of
@@ -50,7 +50,7 @@ def _n_ids() -> int:
 
 def _encode(fields: list[Any]) -> bytes:
     """A record as the kernel has them: every number in 8 bytes, every length in 4."""
-    parts = [b"\xdc\x00\x11", bytes([fields[0]]), b"\xcf" + fields[1].to_bytes(8, "big")]
+    parts = [b"\xdc\x00", bytes([len(fields), fields[0]]), b"\xcf" + fields[1].to_bytes(8, "big")]
     for field in fields[2:]:
         if isinstance(field, list):
             names = [b"\xda" + len(n).to_bytes(2, "big") + n for n in map(str.encode, field)]
@@ -92,7 +92,7 @@ def _check_sound(table: UserTable) -> None:
     again = UserTable(LIMITS, DIMENSION, ["good"])
     again.restore(records)
     assert len(again) == len(table)
-    texts = (table.items.id_of(code) for code in table.items.held().tolist())
+    texts = (ids.id_of(code) for ids in (table.items, table.kinds) for code in ids.held().tolist())
     if all(text.decode(errors="replace").encode() == text for text in texts):
         assert live_users(again) == live_users(table)
 
@@ -142,7 +142,7 @@ def test_a_damaged_record_is_refused_or_sound(key: bytes, changes: list[tuple[st
 
 
 @given(
-    place=st.sampled_from([TYPES, RECENT_TYPES, LENGTHS, IDS, SEEN, RECENT, LAST, 12, 13, 14, 15]),
+    place=st.sampled_from([TYPES, RECENT_TYPES, LENGTHS, IDS, SEEN, RECENT, LAST, *range(12, 18)]),
     data=st.data(),
 )
 @settings(deadline=None, max_examples=200)
@@ -164,7 +164,7 @@ FOREIGN: dict[str, tuple[Callable[[], bytes], str]] = {
     "nothing": (lambda: b"", "not a record of user-state"),
     "cut": (lambda: _with({})[:-1], "not a record of user-state"),
     "behind it more": (lambda: _with({}) + b"\0", "not a record of user-state"),
-    "another format": (lambda: _with({0: 1}), "format 1, this version reads 2. Upgrade every worker first"),
+    "another format": (lambda: _with({0: 1}), "format 1, this version reads 3. Upgrade every worker first"),
     "list past the ids": (
         lambda: _with({LAST: _n_ids().to_bytes(2, "little")}),
         "not a record of user-state",
@@ -193,6 +193,19 @@ def test_what_no_worker_writes_is_refused_by_key(name: str) -> None:
     make, why = FOREIGN[name]
     with pytest.raises(ChangelogError, match=rf"user-state\[0\], key b'u': .*{why}"):
         _load(b"u", make())
+
+
+def test_records_of_the_format_before_are_read_without_what_they_lack() -> None:
+    fields = [FORMAT_WITHOUT_EVENTS, *_fields()[1:17]]
+    [old] = [user for (_, name), user in live_users(_load(b"u", _encode(fields))).items() if name == "u"]
+    [new] = [user for (_, name), user in live_users(_load(b"u", _with({}))).items() if name == "u"]
+    assert {hashed for hashed, _ in new["recent_events"]} - {0}
+    assert old["recent_events"] == [(0, None)] * len(new["recent_events"])
+    assert {**old, "recent_events": []} == {**new, "recent_events": []}
+    records = ShardRecords(0, LIMITS)
+    records.add(b"u", _encode(fields), "here")
+    assert records.user(b"u").recent_hashes == [0] * len(old["recent"])
+    _check_sound(_load(b"u", _encode(fields)))
 
 
 def test_ids_of_one_and_of_256_bytes_are_taken() -> None:

@@ -41,8 +41,10 @@ events = st.builds(
     event=st.integers(0, 40).map(lambda n: f"e{n}"),
     time_ms=st.integers(0, 40_000),
     item=st.none() | st.sampled_from(ITEMS),
-    type=st.sampled_from(["good", "half", "bad", "nothing"]),
+    type=st.sampled_from(["good", "half", "bad", "nothing", "rating"]),
     partition=st.integers(0, 2),
+    retracts=st.none() | st.none() | st.integers(0, 40).map(lambda n: f"e{n}"),
+    rates=st.none() | st.sampled_from([1.0, 4.5]),
 )
 steps = st.lists(
     st.lists(events, max_size=40)
@@ -65,7 +67,10 @@ caps = st.fixed_dictionaries(
 
 
 def _as_plain(user: dict[str, Any]) -> dict[str, Any]:
-    return {k: user[k] for k in ("events", "first_ms", "last_ms", "recent", "seen", "dedupe")}
+    return {
+        **{k: user[k] for k in ("events", "first_ms", "last_ms", "recent", "seen", "dedupe")},
+        "recent_ids": [hashed for hashed, _ in user["recent_events"]],
+    }
 
 
 def _plain(user: PlainUser) -> dict[str, Any]:
@@ -73,6 +78,7 @@ def _plain(user: PlainUser) -> dict[str, Any]:
     return {
         **{k: getattr(user, k) for k in ("events", "first_ms", "last_ms", "recent", "seen")},
         "dedupe": dedupe,
+        "recent_ids": [event_hash(event) for event in user.recent_ids],
     }
 
 

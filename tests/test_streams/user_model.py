@@ -15,7 +15,7 @@ from confluent_kafka import Message
 from online_models.item_state import ItemState
 from streams.intake import Batch, Intake
 from streams.learner import Learner, joined
-from streams.learning_log import Interactions, decode_record, learning_batch
+from streams.learning_log import Interactions, decode_record, learn_record
 from streams.records import Record
 from streams.settings import Settings, UserStateSettings, load_settings
 from streams.shards import Shard, Shards
@@ -46,21 +46,32 @@ class Ev:
     item: str | None = None
     type: str = "good"
     partition: int = 0
+    retracts: str | None = None
+    """Makes it a retract of that event, whatever else it says."""
+    rates: float | None = None
+
+    @property
+    def kind(self) -> str:
+        if self.retracts is not None:
+            return "retract"
+        return self.type if self.item is not None else "search"
 
     def value(self) -> bytes:
         fields = {
             "event_id": self.event,
             "user_id": self.user,
             "item_id": self.item,
-            "event_type": self.type if self.item is not None else "search",
-            "query": None if self.item is not None else "q",
+            "event_type": self.kind,
+            "query": "q" if self.kind == "search" else None,
+            "retracts": self.retracts,
+            "value": self.rates,
             "timestamp": T0 + self.time_ms,
         }
         return json.dumps({k: v for k, v in fields.items() if v is not None}).encode()
 
     @property
     def weight(self) -> float:
-        return 0.0 if self.item is None else TYPES[self.type]
+        return 0.0 if self.item is None or self.retracts is not None else {**TYPES, "rating": 1.0}[self.type]
 
 
 def record(
@@ -131,9 +142,7 @@ class Worker:
     def follow(self, log: Iterable[bytes]) -> None:
         """Learn records of the learning log, whoever wrote them."""
         for value in log:
-            batch = learning_batch(decode_record(value, "here"), self.items.settings_digest, "here")
-            if batch is not None:
-                self.items.apply(batch)
+            learn_record(self.items, decode_record(value, "here"), "here")
         self.learner.codes.follow(*self.items.take_changes())
 
     def show(self, user: str, items: list[str]) -> None:
@@ -183,6 +192,7 @@ class PlainUser:
     first_ms: int = 0
     last_ms: int = 0
     recent: list[tuple[str, str, int, float]] = field(default_factory=list)
+    recent_ids: list[str] = field(default_factory=list)
     seen: list[str] = field(default_factory=list)
     dedupe: dict[str, int] = field(default_factory=dict)
 
@@ -195,12 +205,26 @@ class PlainUser:
         self.dedupe[event.event] = time_ms
         while len(self.dedupe) > caps.dedupe_entries:
             del self.dedupe[next(iter(self.dedupe))]
+        if event.retracts is not None and event.retracts in self.recent_ids:
+            newest = max(n for n, one in enumerate(self.recent_ids) if one == event.retracts)
+            item = self._withdraw(newest)
+            if item not in [one for one, *_ in self.recent] and item in self.seen:
+                self.seen.remove(item)
         if event.item is None or event.weight == 0:
             return
+        for n, (item, kind, *_) in enumerate(self.recent):
+            if event.type == kind == "rating" and item == event.item:
+                self._withdraw(n)
+                break
         if event.item not in self.seen:
             self.seen = [*self.seen, event.item][-caps.seen :]
-        if event.weight > 0:
+        if event.weight != 0:  # what was disliked too: it can be withdrawn
             self.recent = [*self.recent, (event.item, event.type, time_ms, event.weight)][-caps.recent :]
+            self.recent_ids = [*self.recent_ids, event.event][-caps.recent :]
+
+    def _withdraw(self, n: int) -> str:
+        del self.recent_ids[n]
+        return self.recent.pop(n)[0]
 
 
 class PlainUsers:
@@ -262,6 +286,7 @@ def live_users(table: UserTable) -> dict[tuple[int, str], dict[str, Any]]:
                     strict=True,
                 )
             ),
+            "recent_events": _events(users.recent_hash[recent].tolist(), users.recent_value[recent].tolist()),
             "seen": [items.id_of(code).decode() for code in users.seen_item[seen].tolist()],
             "dedupe": list(
                 zip(users.dedupe_hash[dedupe].tolist(), users.dedupe_time[dedupe].tolist(), strict=True)
@@ -292,12 +317,18 @@ def written_users(shards: Iterable[ShardRecords]) -> dict[tuple[int, str], dict[
                         strict=True,
                     )
                 ),
+                "recent_events": _events(user.recent_hashes, user.recent_values),
                 "seen": list(user.seen),
                 "dedupe": list(user.dedupe.items()),
                 "factor": user.factor.tobytes(),
                 "last_list": user.last_list,
             }
     return found
+
+
+def _events(hashes: list[int], values: list[float]) -> list[tuple[int, float | None]]:
+    """Hash and value of each recent event, None for no value: NaN is not equal to itself."""
+    return [(h, None if np.isnan(v) else v) for h, v in zip(hashes, values, strict=True)]
 
 
 def _span(table: UserTable, row: int, which: int) -> slice:

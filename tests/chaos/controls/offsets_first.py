@@ -12,7 +12,7 @@ from confluent_kafka import Consumer, TopicPartition
 
 import streams.source
 from streams.settings import Settings
-from streams.shards import start_offsets
+from streams.shards import INPUTS, start_offsets
 from streams.transaction import OutputRecord
 from tests.chaos.controls.plain import Plain, run_worker
 
@@ -39,7 +39,7 @@ def _by_the_group(
     """Read on where the group has committed, as a plain consumer does, not where the partition's own record
     says."""
     starts = start_offsets(settings, consumer, shards, partitions)
-    names = {settings.names[name]: name for name in ("events", "requests")}
+    names = {settings.names[name]: name for name in INPUTS}
     committed = {(tp.topic, tp.partition): tp.offset for tp in consumer.committed(list(partitions), RPC_S)}
     for start in starts:
         offset = committed[start.topic, start.partition]

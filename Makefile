@@ -17,10 +17,10 @@ CHAOS_S ?= 900
 CHAOS_SEED ?=
 CHAOS_JSON ?=
 
-.PHONY: help install demo test test-slow lint format bench chaos soak profile docs lock clean distclean need-maven
+.PHONY: help install demo test test-slow lint format bench bench-quality chaos soak profile docs lock clean distclean need-maven
 
 help: ## this list
-	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' Makefile | awk -F'|' '{ printf "make %-10s %s\n", $$1, $$2 }'
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' Makefile | awk -F'|' '{ printf "make %-13s %s\n", $$1, $$2 }'
 
 install: $(STAMP) ## .venv with all that the lock names, and this checkout, editable
 
@@ -47,6 +47,9 @@ format: $(STAMP) ## rewrite the sources in the one format
 
 bench: $(STAMP) | need-maven ## the table of speed, each row beside what it is held against (ARGS="--only learn --quick")
 	$(PY) -m benchmarks $(ARGS)
+
+bench-quality: $(STAMP) ## the table of quality: the goals beside anchors and peers, one to two hours (ARGS="--small")
+	$(PY) -m benchmarks.quality $(ARGS)
 
 soak: $(STAMP) | need-maven ## two hours' worth of events at full speed: does memory stay flat? (ARGS="--quick")
 	$(PY) -m benchmarks.soak $(ARGS)

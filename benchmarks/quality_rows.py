@@ -47,7 +47,7 @@ class QualityRow(msgspec.Struct, frozen=True, kw_only=True):
         return self.reached >= self.to_reach if self.better == "higher" else self.reached <= self.to_reach
 
 
-def all_rows(run: Run, ratings_of_5: Run) -> Iterator[QualityRow]:
+def all_rows(run: Run, ratings_of_5: Run | None) -> Iterator[QualityRow]:
     """Rows of the prequential runs: all ratings, and those of 5 only."""
     every, rest = np.ones(len(run.event), dtype=np.bool_), run.event >= 0.2 * run.events
     single, blend = best(run, every, singles(run)), named(run, BLENDED)
@@ -57,16 +57,21 @@ def all_rows(run: Run, ratings_of_5: Run) -> Iterator[QualityRow]:
     if blend is not None:
         yield from _pair(f"{about}: fusion of online models", "a linear one: 0.2001 / 0.1047; stretch 0.22",
                          "fusion", run, blend, {"whole": every, "last 80%": rest}, 0.208, 0.109)  # fmt: skip
-    late = ratings_of_5.event >= 0.3 * ratings_of_5.events
-    whole = np.ones(len(late), dtype=np.bool_)
-    found = best(ratings_of_5, late, [entrant for entrant in ratings_of_5.entrants if _is_ours(entrant)])
-    yield from _pair("ratings of 5, last 70%: best",
-                     "published: popularity 0.105; co-visitation 0.182 / 0.097", "fives", ratings_of_5,
-                     found, {"last 70%": late, "whole": whole}, 0.19, 0.10)  # fmt: skip
+    if ratings_of_5 is not None:
+        yield from _fives(ratings_of_5)
     for entrant in (blend, best(run, run.history == 0, singles(run))):
         if entrant is not None and named(run, ANCHOR) is not None:
             yield _first_event_row(run, entrant)
     yield _cost_row(run)
+
+
+def _fives(run: Run) -> Iterator[QualityRow]:
+    late = run.event >= 0.3 * run.events
+    whole = np.ones(len(late), dtype=np.bool_)
+    found = best(run, late, [entrant for entrant in run.entrants if _is_ours(entrant)])
+    yield from _pair("ratings of 5, last 70%: best",
+                     "published: popularity 0.105; co-visitation 0.182 / 0.097", "fives", run,
+                     found, {"last 70%": late, "whole": whole}, 0.19, 0.10)  # fmt: skip
 
 
 def _pair(

@@ -127,6 +127,8 @@ class GorsePeer:
         users = list(dict.fromkeys(entry["UserId"] for entry in self._feedback))
         with tempfile.TemporaryDirectory(prefix="gorse-") as name:
             folder = Path(name)
+            for store in ("blob", "cache"):
+                (folder / store).mkdir()
             port, http_port = free_ports(2)
             file = folder / "config.toml"
             file.write_text(config(folder, port, http_port, self._positive_from), "utf-8")

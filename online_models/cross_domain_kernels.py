@@ -17,8 +17,8 @@ from online_models.kernels import FREED, GIVEN, GONE, kernel
 
 __all__ = ["GIVEN", "Domains", "Rule", "apply", "learn_user", "score", "slot_of"]
 
-TRIES = 8
-"""Draws for one negative before the event goes without it: in a small catalogue all may be the user's."""
+TRIES = 16
+"""Draws for one negative at most: in a small catalogue all may be the user's, and a domain may be rare."""
 MAX_COMPONENT = np.float32(10.0)
 MAX_DIFFERENCE = 30.0
 """The slope beyond it is 1e-13 of the step: nothing, and exp stays far from overflow."""
@@ -39,6 +39,7 @@ class Domains(NamedTuple):
 class Rule(NamedTuple):
     """What a step obeys."""
 
+    candidates: int
     rate: float
     bias_rate: float
     mapping_rate: float
@@ -97,26 +98,38 @@ def _bounded(value: float) -> float:
 
 
 @kernel
+def _is_free(drawn: int, row: int, recent: Ints, given: Longs) -> bool:
+    """May the row stand for what the user did not choose?"""
+    free = drawn != row and given[drawn] != FREED
+    for position in range(recent.shape[0]):
+        free &= recent[position] != drawn
+    return free
+
+
+@kernel
 def _negative(
-    event_hash: np.uint64, draw: int, row: int, slot: int, recent: Ints, given: Longs, known: int,
-    domains: Domains,
+    event_hash: np.uint64, draw: int, row: int, slot: int, sign: float, recent: Ints, given: Longs,
+    user: Floats, table: Floats, domains: Domains, candidates: int, mapped: Floats,
 ) -> int:  # fmt: skip
-    """A negative's row, -1 = none found: the first free one drawn, for every second draw preferably of the
-    event's own domain. SplitMix64 (Steele, Lea and Flood 2014)."""
-    found = -1
+    """A negative's row, -1 = none found: of the first free ones drawn that whose sign * score is highest; for
+    every second draw of those of the event's own domain, if there are any. SplitMix64 (Steele, Lea and Flood
+    2014)."""
+    best, other, found, best_score, known = -1, -1, 0, -np.inf, table.shape[0]
     for attempt in range(TRIES if known > 0 else 0):
         mixed = np.uint64(event_hash) + np.uint64(draw * TRIES + attempt + 1) * np.uint64(0x9E3779B97F4A7C15)
         mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
         mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
         drawn = np.int64((mixed ^ (mixed >> np.uint64(31))) % np.uint64(known))
-        free = drawn != row and given[drawn] != FREED
-        for position in range(recent.shape[0]):
-            free &= recent[position] != drawn
-        if free and (draw % 2 == 1 or domains.of_row[drawn] == slot):
-            return drawn
-        if free and found < 0:
-            found = drawn
-    return found
+        if found == candidates or not _is_free(drawn, row, recent, given):
+            continue
+        if draw % 2 == 0 and domains.of_row[drawn] != slot:
+            other = drawn if other < 0 else other
+            continue
+        _map(domains.mapping[domains.of_row[drawn]], user, mapped)
+        value, found = sign * _value(table[drawn], mapped), found + 1
+        if value > best_score:
+            best, best_score = drawn, value
+    return best if best >= 0 else other
 
 
 @kernel
@@ -147,7 +160,9 @@ def learn_user(
         drawn_out[draw] = -1
         if weight == 0.0:
             continue
-        other = _negative(event_hash, draw, row, slot, recent, given, table.shape[0], domains)
+        other = _negative(
+            event_hash, draw, row, slot, sign, recent, given, user, table, domains, rule.candidates, mapped
+        )
         drawn_out[draw] = other
         if other < 0:
             continue

@@ -16,6 +16,8 @@ __all__ = ["ItemContent"]
 
 UNLIMITED = 2**28
 MAX_EMBEDDING_DIMENSION = 65_536
+SLOTS_AT_ONCE = 4096
+"""Weighing all vectors at once would take several times their memory."""
 
 
 class ItemContent:
@@ -100,7 +102,9 @@ class ItemContent:
         self._weigh(np.array([slot]))
         if len(self) >= 2 * self._weighed_at:
             self._weighed_at = len(self)
-            self._weigh(np.array(sorted(self._slot_of.values())))
+            slots = np.array(sorted(self._slot_of.values()))
+            for start in range(0, len(slots), SLOTS_AT_ONCE):
+                self._weigh(slots[start : start + SLOTS_AT_ONCE])
         return slot, gone
 
     def drop(self, item: str) -> int:

@@ -104,7 +104,7 @@ def planted(events: int, seed: int = 0) -> tuple[list[checks.Event], list[tuple[
 
 
 def test_what_is_known_from_films_helps_with_books() -> None:
-    stream, wanted = planted(4000)
+    stream, wanted = planted(3000)
     shares = []
     for model in (CrossDomain(), DecayedPopularity()):
         model.learn_many(*zip(*stream, strict=True))
@@ -113,6 +113,39 @@ def test_what_is_known_from_films_helps_with_books() -> None:
         shares.append(sum(item in lists[user] for user, item in wanted) / len(wanted))
     ours, popularity = shares
     assert ours > 1.5 * popularity > 0.45  # the three best books of a taste are most of what it takes
+
+
+def short_lived(events: int) -> list[checks.Event]:
+    """Films go by genre and mood, 16 tastes in all, books by mood alone; the 24 books change every 150
+    events, so that what a book's few readers have in common must be seen through what all moods share."""
+    rng = np.random.default_rng(0)
+    stream: list[checks.Event] = []
+    for k in range(events):
+        user, film = int(rng.integers(160)), rng.random() < 0.6
+        tastes, own = (16, user % 16) if film else (4, user // 4 % 4)
+        kind = own if rng.random() < 0.85 else int(rng.integers(tastes))
+        number = int(rng.integers(6)) * tastes + kind + (0 if film else 24 * (k // 150))
+        domain = "film" if film else "book"
+        stream.append((f"u{user}", f"{domain}-{number}", 1.0, {"timestamp": 1000 * k, "domain": domain}))
+    return stream
+
+
+def test_a_learned_mapping_tells_new_items_apart_better_than_a_fixed_one() -> None:
+    stream, shares = short_lived(5000), []
+    kept = {"dimension": 16, "negatives": 6, "candidates": 1, "mapping_regularization": 0.01}
+    for rate in (0.05, 0.0):
+        model = CrossDomain(mapping_learning_rate=rate, **kept)
+        hits: list[bool] = []
+        for k, event in enumerate(stream):
+            if k >= 2500 and event[1].startswith("book") and model.items.row(event[1]) >= 0:
+                books = [f"book-{24 * (k // 150) + n}" for n in range(24)]
+                books = [book for book in books if model.items.row(book) >= 0]
+                if len(books) > 6:
+                    hits.append(event[1] in model.rank(event[0], books)[:3])
+            model.learn_one(*event)
+        shares.append(sum(hits) / len(hits))
+    assert len(hits) > 500
+    assert shares[0] > shares[1] + 0.015, shares
 
 
 def test_the_domain_is_that_of_the_items_first_event() -> None:
@@ -153,7 +186,7 @@ def test_an_item_that_lost_its_row_may_come_back_in_another_domain() -> None:
 def test_withdrawing_takes_the_step_back() -> None:
     model = listed(
         learning_rate=0.02, bias_learning_rate=0.02, mapping_learning_rate=0.02, regularization=0.0,
-        mapping_regularization=0.0,
+        mapping_regularization=0.0, candidates=1,
     )  # fmt: skip
     for k in range(40):
         model.learn_one(f"u{k % 4}", f"item-{k * 5 % 12}", x={"timestamp": 1000 * k, "event_id": f"e{k}"})
@@ -192,6 +225,7 @@ def test_no_weights_lead_out_of_bounds(weights: list[float]) -> None:
         ({"regularization": 2.0}, "regularization is 2.0"),
         ({"mapping_regularization": 2.0}, "mapping_regularization is 2.0"),
         ({"negatives": 0}, "negatives is 0"),
+        ({"candidates": 0}, "candidates is 0"),
         ({"start_scale": -1.0}, "start_scale is -1.0"),
     ],
 )
@@ -211,7 +245,7 @@ def test_bad_domains_and_records_are_refused_by_name() -> None:
     batch = CrossDomain(dimension=6).learn_user([("u", "i", 1.0, None)])
     with pytest.raises(ValueError, match="7 columns, but this model has 5"):
         model.apply(batch, model.items.resolve(batch))
-    with pytest.raises(ValueError, match="2 events, but a factor model's owner learns one"):
+    with pytest.raises(ValueError, match="2 events, but a factor model's owner learns one at a time"):
         model.learn_user([("u", "i", 1.0, None)] * 2)
 
 

@@ -56,7 +56,7 @@ __all__ = ["main", "measure"]
 
 RESULTS = Path(__file__).parent / "results"
 DOCUMENT = Path(__file__).parent.parent / "docs" / "quality.md"
-SMALL_EVENTS = 1500
+SMALL_EVENTS = 1000
 WARM_UP = 200
 SMALL_MODELS = ("biased_mf", "covisitation", "fusion", "popularity")
 ALS_SEEDS = 6
@@ -210,7 +210,7 @@ def models_table(models: Mapping[str, Evaluation]) -> str:
 @click.option("--dataset", default="ml-100k", show_default=True, help="As of `freshet evaluate`.")
 @click.option("--models", default=",".join(MODEL_NAMES), help="Names, comma-separated; all by default.")
 @click.option("--peers", default=",".join(LIBRARIES), show_default=True, help="Libraries, comma-separated.")
-@click.option("--small", is_flag=True, help="The first 1,500 events, few models, no peers: does it run?")
+@click.option("--small", is_flag=True, help="The first 1,000 events, few models, no peers: does it run?")
 @click.option("--docs", is_flag=True, help="Put the tables into docs/quality.md too.")
 @click.option("--results", type=click.Path(path_type=Path, file_okay=False), default=RESULTS)
 def main(dataset: str, models: str, peers: str, small: bool, docs: bool, results: Path) -> None:

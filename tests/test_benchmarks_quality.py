@@ -43,7 +43,7 @@ def test_the_small_table_has_every_row_and_goes_to_a_file(tmp_path: Path) -> Non
     assert found["not_measured"] == [
         "synthetic states no ratings: no rows of ratings of 5 and of their errors"
     ]
-    assert found["runs"]["all ratings"]["events"] == 1500
+    assert found["runs"]["all ratings"]["events"] == 1000
     assert rows["single_hr"]["by"] in result.stdout
 
 

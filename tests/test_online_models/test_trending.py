@@ -9,6 +9,9 @@ from hypothesis import strategies as st
 
 from online_models import checks
 from online_models.decayed_counts import NewestTimes
+from online_models.group_popularity import GroupPopularity
+from online_models.item_table import ItemTable
+from online_models.learning_batch import LearningBatch
 from online_models.trending import Trending
 
 HOUR_MS = 3_600_000
@@ -126,6 +129,43 @@ def test_newest_time_is_known_after_removals(times: list[int], data: st.DataObje
         left.remove(time)
     assert newest.now == max(left, default=min(times))
     assert len(newest.times) <= NewestTimes.KEPT
+
+
+def many(n: int, seed: int = 0) -> LearningBatch:
+    rng = np.random.default_rng(seed)
+    weight = rng.choice([1.0, 1.0, 0.0, -1.0, 1e6, -1e6], size=n).astype(np.float32)
+    return LearningBatch(
+        item_ids=[f"i{k}" for k in range(100)],
+        item=rng.integers(0, 100, size=n).astype(np.int32),
+        recent=np.zeros((n, 0), dtype=np.int32),
+        time_ms=1_600_000_000_000 + np.cumsum(rng.integers(-(10**5), 10**6, size=n)),
+        weight=weight,
+        event_type=np.zeros(n, dtype=np.uint8),
+        user_before=rng.integers(0, 9, size=(n, 1)).astype(np.float32),
+        user_after=np.zeros((n, 1), dtype=np.float32),
+        negatives=np.zeros((n, 0), dtype=np.int32),
+    )
+
+
+@pytest.mark.parametrize(
+    "model",
+    [Trending(short_half_life_s=3600.0), Trending(mode="window"), GroupPopularity(half_life_s=3600.0)],
+    ids=lambda model: type(model).__name__,
+)
+def test_100_000_random_events_leave_it_finite_and_totals_true(model: Trending | GroupPopularity) -> None:
+    model.items = ItemTable(limit=70)  # items come and go
+    model.replicate(many(100_000))
+    rows = np.arange(len(model.items), dtype=np.int32)
+    scores = (
+        [model.score(rows)] if isinstance(model, Trending) else [model.score(code, rows) for code in range(9)]
+    )
+    assert all(np.isfinite(score).all() and np.ptp(score) > 0.0 for score in scores)
+    assert model.items.evictions > 1000
+    for name, array in model.item_arrays().items():
+        if name.endswith(".counts"):
+            total = model.item_arrays()[name.replace(".counts", ".totals")]
+            scale = np.abs(array).sum(axis=0)
+            assert np.abs(np.maximum(array, 0.0).sum(axis=0) - total).max() <= 1e-6 * scale.max(), name
 
 
 @pytest.mark.parametrize(

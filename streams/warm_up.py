@@ -13,13 +13,14 @@ from serving.catalogue import Catalogue
 from serving.pipeline import Pipeline
 from streams import user_kernels
 from streams.clients import partition_for
-from streams.intake import Intake
+from streams.intake import Batch, Intake
 from streams.learner import Learner
-from streams.learning_log import decode_record, learn_record
+from streams.learning_log import Interactions, decode_record, learn_record
 from streams.records import Header
 from streams.settings import Settings, load_settings
 from streams.shards import Shard, Shards
 from streams.user_records import ShardRecords
+from streams.validation import Tombstone
 
 __all__ = ["compile_all", "compile_kernels"]
 
@@ -40,8 +41,15 @@ class _Event:
         return self._user_id.encode()
 
     def value(self) -> bytes:
-        fields = {"event_id": f"e{self._n}", "user_id": self._user_id, "item_id": f"i{self._n % 3}"}
-        return json.dumps({**fields, "event_type": "click", "timestamp": self._time_ms}).encode()
+        n = self._n
+        fields = {
+            "event_id": f"e{n}",
+            "user_id": self._user_id,
+            "item_id": f"i{n % 3}",
+            "retracts": f"e{n - 2}",
+        }
+        kind = "retract" if n % 13 == 12 else "rating" if n % 5 == 0 else "click"
+        return json.dumps({**fields, "event_type": kind, "timestamp": self._time_ms}).encode()
 
     def headers(self) -> None:
         return None
@@ -77,12 +85,12 @@ def compile_kernels(settings: Settings) -> None:
         batch = intake.admit(made, shards)
         learner.start(batch)
         for wave in batch.waves():
-            for record in learner.log.pack(learner.learn(batch, wave)):
-                learn_record(items, decode_record(record, "warm-up"), "warm-up")
+            _log(learner, items, learner.learn(batch, wave))
         learner.codes.follow(*items.take_changes())
         for partition, keys, values in shards.users.drain_touched():
             for key, value in zip(keys, values, strict=True):
                 records[partition].add(key, value, "warm-up")
+    _forget(learner, items, intake.admit([], shards))
     again = _shards(settings, intake)
     for one in records.values():
         again.users.restore(one)
@@ -92,6 +100,19 @@ def compile_kernels(settings: Settings) -> None:
     user_kernels.compact(again.users.users, user_kernels.RECENT, np.array([row], np.int32))
     again.users.unused_items(learner.codes.named)
     again.users.expire(partition_for(USERS[0].encode(), PARTITIONS), 0, 0)
+
+
+def _log(learner: Learner, items: ItemState, rows: Interactions | None) -> None:
+    for record in learner.log.pack(rows) if rows is not None else ():
+        learn_record(items, decode_record(record, "warm-up"), "warm-up")
+
+
+def _forget(learner: Learner, items: ItemState, batch: Batch) -> None:
+    """One of the users, and an item."""
+    user, item = (Tombstone(key, 0, 0, 0) for key in (USERS[1], "i0"))
+    user.partition = partition_for(USERS[1].encode(), PARTITIONS)
+    _log(learner, items, learner.withdrawals.forget_user(user, batch.events))
+    _log(learner, items, learner.withdrawals.forget_items([item], batch.events))
 
 
 def compile_all(settings: Settings) -> float:

@@ -67,7 +67,7 @@ class GroupPopularity(OnlineRanker):
         self,
         keys: Sequence[str] = ("age", "gender"),
         half_life_s: float = 20 * 86_400.0,
-        strength: float = 1000.0,
+        strength: float = 2000.0,
         min_count: float = 0.0,
         max_groups: int = 64,
         numeric_step: float = 10.0,

@@ -53,7 +53,9 @@ class FactorizationMachine(OnlineRanker):
     Asked without x["event_type"], a user's last type stands for it.
 
     loss "logistic": an event of positive weight w is an example of target 1, m items drawn by a hash of the
-    event are examples of target 0 with all else equal; an event of negative weight is one of target 0.
+    event are examples of target 0 with all else equal; an event of negative weight is one of target 0. Drawn
+    are known items, never the event's own, and one of the user's recent 50 only for an event with a context:
+    what he chose in another is what he did not choose in this one.
     "squared": the event's value is the target, whatever its weight, and nothing is drawn (errors are bounded
     by 10). All features of an event step down the gradient of the sum of its examples' losses at once, from
     the values before the event:
@@ -63,8 +65,9 @@ class FactorizationMachine(OnlineRanker):
 
     $$v_f \mathrel{+}= \eta_f (g - \lambda v_f), \quad w_f \mathrel{+}= \eta'_f \sum_n e_n x_f$$
 
-    eta_f = min(|w| eta, 1/2), eta' likewise, with `adaptive` over sqrt(1 + G_f), G_f the sum of f's squared
-    gradients (Adagrad by rows). Components are bounded by 10: no input reaches a NaN.
+    eta_f = min(|w| eta, max(eta, 1/2)) / (max(1, x_f^2) sqrt(1 + slowing G_f)), G_f the sum of the squared
+    gradients of f's factor, and likewise eta' and f's weight: plain descent at slowing 0, Adagrad by rows
+    otherwise. Components are bounded by 10: no input reaches a NaN.
 
     What is learned where: the user's block at the owner; everything that users share (w_0, both blocks of an
     item, all buckets) at every replica, from the record alone. Its `user_before` is float32[1 + d + 2 C]: the
@@ -73,16 +76,25 @@ class FactorizationMachine(OnlineRanker):
     log: replicas that are to stay equal take them in at the same places of it. A withdrawn event is stepped
     back without its context, which is not kept.
 
-    Parameters: dimension d, learning_rate eta, weight_learning_rate eta', regularization lambda, negatives m,
-    candidates (more than 1: the best scored of so many draws is a negative), recent_length L, recent_decay,
-    buckets, context_features C, item_features, loss, adaptive, use_ids (False: neither users, items nor
+    Parameters: dimension d, learning_rate eta, weight_learning_rate eta', slowing, regularization lambda,
+    negatives m, candidates (more than 1: the best scored of so many draws is a negative), recent_length L,
+    recent_decay, buckets, context_features C, item_features, loss, use_ids (False: neither users, items nor
     recent items are features), start_scale (standard deviation of the start factors of items and buckets;
-    others start at 0), seed. State: float32[2 d + 4] an item and 8 bytes for each of its features,
-    float32[d + 2] a bucket or user.
+    others start at 0), seed. State: float32[2 d + 6] an item and 8 bytes for each of its features,
+    float32[d + 3] a bucket or user.
 
     References: Rendle, Factorization Machines, ICDM 2010; recent items as features: Rendle, Factorization
     Machines with libFM, ACM TIST 3(3), 2012; Weinberger et al., Feature Hashing for Large Scale Multitask
     Learning, ICML 2009; Duchi, Hazan and Singer, Adaptive Subgradient Methods, JMLR 12, 2011.
+
+    >>> model = FactorizationMachine(dimension=8)
+    >>> for _ in range(30):
+    ...     model.learn_one("ann", "coffee", x={"context": {"time": "morning"}})
+    ...     model.learn_one("ann", "wine", x={"context": {"time": "evening"}})
+    >>> model.rank("ann", ["coffee", "wine"], {"context": {"time": "evening"}})
+    ['wine', 'coffee']
+    >>> round(model.predict_one("ann", "wine", {"context": {"time": "morning"}}), 2)
+    -4.01
     """
 
     owner_reads_items = True
@@ -91,9 +103,9 @@ class FactorizationMachine(OnlineRanker):
     def __init__(
         self,
         dimension: int = 32,
-        learning_rate: float = 0.3,
-        weight_learning_rate: float = 0.05,
-        slowing: float = 0.0,
+        learning_rate: float = 0.7,
+        weight_learning_rate: float = 0.1,
+        slowing: float = 0.5,
         regularization: float = 0.01,
         negatives: int = 8,
         candidates: int = 4,
@@ -154,13 +166,13 @@ class FactorizationMachine(OnlineRanker):
         batch = super().learn_user(events)
         name = str((x or {}).get("event_id") or "")
         drawn_by = event_hash(self.seed, name, user, item, int(batch.time_ms[0]))
-        self._learn_own(user, batch, context, drawn_by, undo=False)
+        self._learn_own(user, batch, context, drawn_by, not (x or {}).get("context"), undo=False)
         return batch
 
     def unlearn_user(self, user: str, batch: LearningBatch) -> None:
         context = self._context(user, None, int(batch.event_type[0]))
         drawn_by = withdrawn_hash(self.seed, user, self._past.get(user, ()), batch)
-        self._learn_own(user, batch, context, drawn_by, undo=True)
+        self._learn_own(user, batch, context, drawn_by, avoid=True, undo=True)
 
     def apply(self, batch: LearningBatch, rows: BatchRows) -> None:
         self._apply(batch, rows, undo=False)
@@ -234,8 +246,9 @@ class FactorizationMachine(OnlineRanker):
         self._profiles = dict(profiles.items())
 
     def _learn_own(
-        self, user: str, batch: LearningBatch, context: NDArray[np.float32], drawn_by: int, undo: bool
-    ) -> None:
+        self, user: str, batch: LearningBatch, context: NDArray[np.float32], drawn_by: int, avoid: bool,
+        undo: bool,
+    ) -> None:  # fmt: skip
         """Move the user's block, or step it back, and fill the record: his block and context, negatives."""
         before, item = self._own(user), batch.item_ids[batch.item[0]]
         row, after = self.items.row(item), before.copy()
@@ -244,7 +257,7 @@ class FactorizationMachine(OnlineRanker):
         [feature], [amount] = self._shared.catalogue.rows([item])
         kernels.learn_user(
             row, self._shared.block(row, item), feature, amount, float(batch.weight[0]),
-            float(batch.value[0]), np.uint64(drawn_by), self.items.given,
+            float(batch.value[0]), np.uint64(drawn_by), recent if avoid else recent[:0], self.items.given,
             self._asked_with(before, context, recent), undo, self._shared.state(), self._rule, after, drawn,
         )  # fmt: skip
         name_negatives(batch, [self.items.ids[at] for at in drawn.tolist() if at >= 0])

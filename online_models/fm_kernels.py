@@ -155,8 +155,10 @@ def _move(
     block: Floats, moments: Floats, moment: int, x: float, slope: float, pull: Floats, gain: float,
     undo: bool, rule: Rule,
 ) -> None:  # fmt: skip
-    """One step of a feature of value x: its weight along x slope, its factor along x (pull - x slope v)."""
+    """One step of a feature of value x: its weight along x slope, its factor along x (pull - x slope v). The
+    steps of values beyond 1 are shorter by x^2, by which the loss is steeper along them."""
     d, squares = pull.shape[0], np.float32(0.0)
+    gain /= max(1.0, x * x)
     x, slope = np.float32(x), np.float32(slope)
     for k in range(d):
         g = x * (pull[k] - x * slope * block[1 + k])
@@ -190,19 +192,19 @@ def _hashed(event_hash: np.uint64, number: int) -> np.uint64:
 
 
 @kernel
-def _is_free(drawn: int, row: int, recent: Ints, given: Longs) -> bool:
+def _is_free(drawn: int, row: int, avoided: Ints, given: Longs) -> bool:
     """May the row stand for what the user did not choose?"""
     if drawn == row or given[drawn] == FREED:
         return False
     free = True
-    for position in range(recent.shape[0]):
-        free &= recent[position] != drawn
+    for position in range(avoided.shape[0]):
+        free &= avoided[position] != drawn
     return free
 
 
 @kernel
 def _negative(
-    event_hash: np.uint64, draw: int, row: int, asked: Asked, given: Longs, total: Floats, state: State,
+    event_hash: np.uint64, draw: int, row: int, avoided: Ints, given: Longs, total: Floats, state: State,
     rule: Rule, found: Floats,
 ) -> int:  # fmt: skip
     """A negative's row, -1 = none: the first free one drawn, or the best scored of `candidates` draws."""
@@ -210,7 +212,7 @@ def _negative(
     tries, best, best_score = rule.candidates if rule.candidates > 1 else TRIES, -1, -np.inf
     for attempt in range(tries if known > 0 else 0):
         drawn = np.int64(_hashed(event_hash, draw * tries + attempt) % np.uint64(known))
-        if not _is_free(drawn, row, asked.recent, given):
+        if not _is_free(drawn, row, avoided, given):
             continue
         if rule.candidates <= 1:
             return drawn
@@ -230,21 +232,20 @@ def _teaches(weight: float, value: float, rule: Rule) -> bool:
 
 @kernel
 def _target(weight: float, value: float, rule: Rule) -> float:
-    if rule.squared:
-        return value
-    return 1.0 if weight > 0.0 else 0.0
+    return value if rule.squared else (1.0 if weight > 0.0 else 0.0)
 
 
 @kernel
 def learn_user(
     row: int, block: Floats, feature: Ints, amount: Floats, weight: float, value: float,
-    event_hash: np.uint64, given: Longs, asked: Asked, undo: bool, state: State, rule: Rule, own: Floats,
-    drawn_out: Ints,
+    event_hash: np.uint64, avoided: Ints, given: Longs, asked: Asked, undo: bool, state: State, rule: Rule,
+    own: Floats, drawn_out: Ints,
 ) -> None:  # fmt: skip
     """The owner's half of one event: draws negatives int32[m], -1 = none, and moves the user's row `own`.
 
     row of the event's item (-1 = it has none yet), its block float32[1 + d] and features int32[F],
-    float32[F]; `asked.own` is a copy of the user's row from before. The state is not changed.
+    float32[F]; avoided int32[any], rows not to be drawn; `asked.own` is a copy of the user's row from before.
+    The state is not changed.
     """
     d = own.shape[0] - 3
     total, found, pull = np.empty(d, np.float32), np.empty(d, np.float32), np.zeros(d, np.float32)
@@ -256,7 +257,7 @@ def learn_user(
     slopes = _slope(estimate, _target(weight, value, rule), rule)
     pull += np.float32(slopes) * found
     for draw in range(drawn_out.shape[0] if weight > 0.0 else 0):
-        other = _negative(event_hash, draw, row, asked, given, total, state, rule, found)
+        other = _negative(event_hash, draw, row, avoided, given, total, state, rule, found)
         drawn_out[draw] = other
         if other >= 0:
             part = _item_side(
@@ -330,12 +331,11 @@ def _learn_one(
             pull[:] = slopes[place] * (total + sums[place])
             row = item if place == 0 else negatives[place - 1]
             _move_item(row, slopes[place], pull, gain, undo, state, rule)
-    overall = np.float32(slopes.sum())
-    pull[:] = overall * total
+    pull[:] = slopes.sum() * total
     for place in range(sums.shape[0]):
         if slopes[place] != 0.0:
             pull += slopes[place] * sums[place]
-    _move_user_side(asked, overall, pull, gain, undo, state, rule)
+    _move_user_side(asked, slopes.sum(), pull, gain, undo, state, rule)
 
 
 @kernel

@@ -218,25 +218,25 @@ class Fusion(OnlineRanker):
         """Scores float32[n]; `external` float32[n] is one more source, as a ranker's logits, NaN where it
         knows nothing of an item: that item stands there where it stands among the parts, in standard
         deviations."""
-        scores = np.empty((len(self._parts), len(rows)), dtype=np.float32)
-        for line, part in zip(scores, self._parts, strict=True):
-            line[:] = part.model.score_rows(user, rows)
+        scores = np.zeros((len(self._parts), len(rows)), dtype=np.float32)
+        bucket = fusion_kernels.bucket_of(len(self._recent.get(user, ())))
+        for line, part, weight in zip(scores, self._parts, self._weights_of(bucket), strict=True):
+            if weight != 0.0:  # else it is not asked: its opinion counts for nothing
+                line[:] = part.model.score_rows(user, rows)
         out = np.empty(len(rows), dtype=np.float32)
         fusion_kernels.fusion_score(
-            scores, self._is_logit, fusion_kernels.bucket_of(len(self._recent.get(user, ()))),
-            self.lowest_weight, self.highest_weight, self.floor, self._state, out,
+            scores, self._is_logit, bucket, self.lowest_weight, self.highest_weight, self.floor, self._state,
+            out,
         )  # fmt: skip
         return out if external is None else _with_external(out, external, self.external_weight)
 
     def weights(self) -> dict[str, dict[str, float]]:
         """The weights in force, by bucket and part, and under "shared" those that all buckets start from."""
-        found: dict[str, dict[str, float]] = {}
-        names, values = [part.name for part in self._parts], np.empty(len(self._parts))
-        for bucket, bucket_name in enumerate(_BUCKET_NAMES):
-            fusion_kernels.fusion_weights(
-                bucket, self.lowest_weight, self.highest_weight, self._state, values
-            )
-            found[bucket_name] = dict(zip(names, values.tolist(), strict=True))
+        names = [part.name for part in self._parts]
+        found = {
+            bucket_name: dict(zip(names, self._weights_of(bucket), strict=True))
+            for bucket, bucket_name in enumerate(_BUCKET_NAMES)
+        }
         found["shared"] = dict(zip(names, self._state.weights[BUCKETS].tolist(), strict=True))
         return found
 
@@ -302,6 +302,12 @@ class Fusion(OnlineRanker):
             min(float(one.weight[0]), 1.0), self.learning_rate, self.lowest_weight, self.highest_weight,
             self.floor, self.shrinkage, self._state,
         )  # fmt: skip
+
+    def _weights_of(self, bucket: int) -> list[float]:
+        values = np.empty(len(self._parts))
+        fusion_kernels.fusion_weights(bucket, self.lowest_weight, self.highest_weight, self._state, values)
+        weights: list[float] = values.tolist()
+        return weights
 
     def _ring_counts(self) -> NDArray[np.int32]:
         """How often each row is on the ring, int32[>= rows]."""

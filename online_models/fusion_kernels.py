@@ -258,6 +258,8 @@ def fusion_score(
     for column in range(scores.shape[1]):
         total = 0.0
         for part in range(parts):
+            if weights[part] == 0.0:
+                continue
             mean, mean_square = state.means[by, part], state.mean_squares[by, part]
             score = np.float64(scores[part, column])
             total += weights[part] * _feature(score, is_logit[part] != 0, mean, mean_square, floor)

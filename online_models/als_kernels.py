@@ -22,25 +22,19 @@ from numpy.typing import NDArray
 from online_models.kernels import GIVEN, GONE, kernel
 
 __all__ = [
-    "COLUMNS",
-    "COUNTED",
-    "ENTRIES",
-    "FIRST",
-    "IN_USE",
-    "ITEM",
-    "MARKS",
-    "USERS",
-    "USER_OLDER",
     "Factors",
     "Held",
     "Objective",
     "Work",
+    "drop_item",
     "find_user",
+    "forget_user",
     "learn",
     "query",
     "rehash",
     "score",
     "sweep",
+    "unlearn",
 ]
 
 MAX_COMPONENT = 10.0
@@ -54,6 +48,8 @@ ROWS, TURN_USER, TURN_ITEM = range(8, MARKS)
 list by last event; item rows ever used; the next ones to be solved again in turn."""
 COUNTED = (USERS, LIVE_USERS, ENTRIES, LIVE_ENTRIES, ROWS, TURN_USER, TURN_ITEM)
 """Marks that start at 0; the others are -1, no one."""
+ASK, LEARN, WITHDRAW = range(3)
+"""What a user's factor is found for."""
 COLUMNS = (5, 3, 6)
 """Columns of `Held.users`, `Held.items` and `Held.entries`."""
 FIRST, COUNT, IN_USE = range(3)
@@ -246,8 +242,7 @@ def _drop_user(held: Held, factors: Factors, slot: int) -> None:
     _forget_place(held, held.tokens[slot])
     _leave_order(held, slot)
     _add_square(factors.user_gram, factors.users[slot], -1.0)
-    for k in range(factors.users.shape[1]):
-        factors.user_sum[k] -= factors.users[slot, k]
+    factors.user_sum[:] -= factors.users[slot]
     factors.users[slot] = 0.0
     held.tokens[slot] = 0
     held.users[slot, NEWER] = held.marks[FREE_USER]
@@ -256,7 +251,7 @@ def _drop_user(held: Held, factors: Factors, slot: int) -> None:
 
 
 @kernel
-def _drop_item(held: Held, factors: Factors, row: int) -> None:
+def drop_item(held: Held, factors: Factors, row: int) -> None:
     """Forget what is held of the item that had a row; those who used it keep their factors."""
     while held.items[row, FIRST] >= 0:
         _drop_entry(held, held.items[row, FIRST])
@@ -303,6 +298,16 @@ def _merged(before: float, weight: float) -> float:
 
 
 @kernel
+def _left(before: float, weight: float) -> float:
+    """What a user says of an item when an event of this weight is withdrawn, 0 = nothing; one that the other
+    sign has replaced is gone already."""
+    left = before - weight
+    if before * weight < 0.0:
+        return before
+    return left if left * before > 0.0 and abs(left) > 1e-6 * abs(weight) else 0.0
+
+
+@kernel
 def _hold(
     held: Held, factors: Factors, slot: int, row: int, weight: float, history: int, max_entries: int
 ) -> None:
@@ -343,10 +348,11 @@ def _add_square(gram: Doubles, vector: Floats, scale: float) -> None:
 def _put_user(factors: Factors, slot: int, vector: Floats) -> None:
     old = factors.users[slot]
     _add_square(factors.user_gram, old, -1.0)
-    _add_square(factors.user_gram, vector, 1.0)
     for k in range(vector.shape[0]):
-        factors.user_sum[k] += np.float64(vector[k]) - np.float64(old[k])
-        old[k] = vector[k]
+        component = min(max(np.float64(vector[k]), -MAX_COMPONENT), MAX_COMPONENT)
+        factors.user_sum[k] += component - np.float64(old[k])
+        old[k] = component
+    _add_square(factors.user_gram, old, 1.0)
 
 
 @kernel
@@ -357,8 +363,7 @@ def _put_item(held: Held, factors: Factors, row: int, vector: Floats, exponent: 
     _add_square(factors.item_gram, vector, mass)
     factors.mass_sum[0] += mass - factors.mass[row]
     factors.mass[row] = mass
-    for k in range(vector.shape[0]):
-        old[k] = vector[k]
+    old[:] = vector
 
 
 @kernel
@@ -490,8 +495,7 @@ def _ridge(objective: Objective, n: int, others: float) -> float:
 def _refit_user(held: Held, factors: Factors, work: Work, objective: Objective, slot: int) -> None:
     """`work.out`: a user's factor by one step from what is held of him."""
     entries, unit, n = held.entries, _unit(factors, objective), 0
-    for k in range(work.out.shape[0]):
-        work.right[k] = factors.users[slot, k]
+    work.right[:] = factors.users[slot]
     entry = held.users[slot, FIRST]
     while entry >= 0:
         row = entries[entry, ITEM]
@@ -509,9 +513,8 @@ def _refit_item(
     """`work.out`: an item's factor by one step from its newest users, who stand for all that it has; an item
     that nobody likes keeps its factor."""
     entries, n, liked, count = held.entries, 0, False, held.items[row, COUNT]
-    for k in range(work.out.shape[0]):
-        work.out[k] = factors.items[row, k]
-        work.right[k] = factors.items[row, k]
+    work.out[:] = factors.items[row]
+    work.right[:] = factors.items[row]
     missing = _unit(factors, objective) * _mass(held, row, objective.exponent)
     share = max(1.0, count / objective.per_item)
     entry = held.items[row, FIRST]
@@ -564,7 +567,7 @@ def learn(
                 _put_item(held, factors, row, vectors[given], objective.exponent)
                 given += 1
             elif changes[changed, 1] == GONE:
-                _drop_item(held, factors, row)
+                drop_item(held, factors, row)
             changed += 1
         if tokens[event] == np.uint64(0):
             continue
@@ -577,6 +580,54 @@ def learn(
         _refit_item(held, factors, work, objective, row, objective.item_boost)
         _put_item(held, factors, row, work.out, objective.exponent)
         _take_turns(held, factors, work, objective)
+
+
+@kernel
+def _settle_item(
+    held: Held, factors: Factors, work: Work, objective: Objective, row: int, start: Floats
+) -> None:
+    """Solve for an item that lost users; one without any is as new."""
+    if held.items[row, COUNT] > 0:
+        _refit_item(held, factors, work, objective, row, 0.0)
+        _put_item(held, factors, row, work.out, objective.exponent)
+    else:
+        _put_item(held, factors, row, start, objective.exponent)
+
+
+@kernel
+def unlearn(
+    item: Ints, weight: Floats, tokens: Tokens, users_after: Floats, starts: Floats, held: Held,
+    factors: Factors, work: Work, objective: Objective,
+) -> None:  # fmt: skip
+    """Take events out of what is held; the users get their factors without them, then the items follow.
+
+    starts float32[n, d]: the items' start vectors. A user of whom nothing is left goes.
+    """
+    for event in range(item.shape[0]):
+        row, slot = item[event], find_user(held, tokens[event]) if tokens[event] != np.uint64(0) else -1
+        entry = held.users[slot, FIRST] if slot >= 0 else -1
+        while entry >= 0 and held.entries[entry, ITEM] != row:
+            entry = held.entries[entry, USER_OLDER]
+        if entry < 0:
+            continue
+        held.weights[entry] = _left(held.weights[entry], weight[event])
+        if held.weights[entry] == 0.0:
+            _drop_entry(held, entry)
+        if held.users[slot, COUNT] > 0:
+            _put_user(factors, slot, users_after[event])
+        else:
+            _drop_user(held, factors, slot)
+        _settle_item(held, factors, work, objective, row, starts[event])
+
+
+@kernel
+def forget_user(
+    slot: int, rows: Ints, starts: Floats, held: Held, factors: Factors, work: Work, objective: Objective
+) -> None:
+    """Drop a user, and solve for the items that he used, whose start vectors are float32[n, d]."""
+    _drop_user(held, factors, slot)
+    for place in range(rows.shape[0]):
+        _settle_item(held, factors, work, objective, rows[place], starts[place])
 
 
 @kernel
@@ -600,19 +651,16 @@ def _rows_taken(held: Held, slot: int, recent: Ints, item_row: int, taken: Ints)
 
 @kernel
 def query(
-    token: np.uint64, recent: Ints, item_row: int, item_vector: Floats, weight: float, learning: bool,
+    token: np.uint64, recent: Ints, item_row: int, item_vector: Floats, weight: float, purpose: int,
     held: Held, factors: Factors, work: Work, objective: Objective,
 ) -> None:  # fmt: skip
-    """`work.out`: a user's factor now, newest interaction first: while learning, the event's (row -1 = new);
-    then recent items that are not held of him (weight 1); then what is held. Without any, the mean user's.
+    """`work.out`: a user's factor now, newest interaction first: to learn, the event's (row -1 = new); then
+    recent items that are not held of him (weight 1); then what is held, to withdraw without the event's
+    weight. Without any, the mean user's.
     """
-    slot, unit, exact, n = (
-        held.places[_place_of(held, token)],
-        _unit(factors, objective),
-        objective.passes == 0,
-        0,
-    )
-    boost = objective.user_boost if learning else objective.query_boost
+    slot, unit, exact = held.places[_place_of(held, token)], _unit(factors, objective), objective.passes == 0
+    learning = purpose == LEARN
+    boost = objective.user_boost if learning else objective.query_boost if purpose == ASK else 0.0
     decay = objective.user_decay if learning else objective.query_decay
     for k in range(work.out.shape[0]):
         work.right[k] = factors.users[slot, k] if slot >= 0 else 0.0
@@ -627,11 +675,12 @@ def query(
     before, entry = 0.0, held.users[slot, FIRST] if slot >= 0 else -1
     while entry >= 0 and n < capacity:
         row = held.entries[entry, ITEM]
+        said = held.weights[entry]
         if row == item_row:
-            before = held.weights[entry]
-        else:
+            before, said = said, _left(said, weight)
+        if row != item_row or (purpose == WITHDRAW and said != 0.0):
             missing = unit * factors.mass[row] if objective.shared else 0.0
-            n = _emit(work, n, factors.items[row], held.weights[entry], 1.0 + boost, missing, exact)
+            n = _emit(work, n, factors.items[row], said, 1.0 + boost, missing, exact)
             boost *= decay
         entry = held.entries[entry, USER_OLDER]
     if learning:
@@ -642,8 +691,7 @@ def query(
         ridge = _ridge(objective, n, factors.mass_sum[0])
         _step(work, n, factors.item_gram, unit, ridge, objective.passes)
     else:
-        for k in range(work.out.shape[0]):
-            work.out[k] = factors.user_sum[k] / max(held.marks[LIVE_USERS], 1)
+        work.out[:] = factors.user_sum / max(held.marks[LIVE_USERS], 1)
 
 
 @kernel
@@ -661,8 +709,7 @@ def sweep(held: Held, factors: Factors, work: Work, objective: Objective) -> Non
             _refit_user(held, factors, work, objective, slot)
             factors.users[slot] = work.out
             _add_square(factors.user_gram, work.out, 1.0)
-            for k in range(work.out.shape[0]):
-                factors.user_sum[k] += work.out[k]
+            factors.user_sum[:] += work.out
     for row in range(held.marks[ROWS]):
         if held.items[row, COUNT] > 0:
             _refit_item(held, factors, work, objective, row, 0.0)

@@ -32,6 +32,10 @@ class AlternatingRanker(OnlineRanker):
     item's factor, and then solves `refresh` users and items again, in turn. A user of whom nothing is known
     is the mean user.
 
+    An event that is withdrawn leaves what is held, and the user and then the item are solved again without
+    it; an item without users is as new. When a user is forgotten, so are the items that he used; what their
+    factors taught others goes as those act again.
+
     Memory: 36 to 44 bytes and d float32 a user, 20 bytes and d float32 an item, 28 bytes an interaction.
     """
 
@@ -77,11 +81,7 @@ class AlternatingRanker(OnlineRanker):
         """The parameters as the kernels take them."""
 
     def apply(self, batch: LearningBatch, rows: BatchRows) -> None:
-        if batch.user_after.shape[1] != self.dimension:
-            raise ValueError(
-                f"user_after: {batch.user_after.shape[1]} dimensions, but this model has {self.dimension}; "
-                "the record was made under other settings"
-            )
+        self._require_dimension(batch)
         self._reserve(len(self.items), len(batch))
         given = rows.changes[rows.changes[:, 1] == GIVEN, 3]
         vectors = self._start_vectors([batch.item_ids[index] for index in given.tolist()])
@@ -89,6 +89,39 @@ class AlternatingRanker(OnlineRanker):
             rows.changes, vectors, rows.item, batch.weight, batch.user, batch.user_after, self.max_users,
             self.max_interactions, self._held, self._factors, self._work, self._objective,
         )  # fmt: skip
+
+    def unlearn(self, batch: LearningBatch, rows: BatchRows) -> None:
+        self._require_dimension(batch)
+        self._reserve(len(self.items), 0)
+        starts = self._start_vectors([batch.item_ids[index] for index in batch.item.tolist()])
+        als_kernels.unlearn(
+            rows.item, batch.weight, batch.user, batch.user_after, starts, self._held, self._factors,
+            self._work, self._objective,
+        )  # fmt: skip
+
+    def unlearn_user(self, user: str, batch: LearningBatch) -> None:
+        slot, item = self._slot(user), batch.item_ids[int(batch.item[0])]
+        batch.user_before = np.zeros((1, self.dimension), dtype=np.float32)
+        if slot >= 0:
+            batch.user_before[0] = self._factors.users[slot]
+        row, weight = self.items.row(item), float(batch.weight[0])
+        after = self._user_now(user, row, self._work.out, weight, als_kernels.WITHDRAW)
+        batch.user_after = after[None, :]
+
+    def forget_rows(self, rows: NDArray[np.int32]) -> None:
+        self._reserve(len(self.items), 0)
+        for row in rows.tolist():
+            als_kernels.drop_item(self._held, self._factors, row)
+
+    def forget_users(self, tokens: NDArray[np.uint64]) -> None:
+        for token in tokens:
+            slot = int(als_kernels.find_user(self._held, token)) if token else -1
+            if slot >= 0:
+                rows = self._held.entries[self._entries_of(slot), als_kernels.ITEM].copy()
+                starts = self._start_vectors([self.items.ids[row] for row in rows.tolist()])
+                als_kernels.forget_user(
+                    slot, rows, starts, self._held, self._factors, self._work, self._objective
+                )
 
     def learn_user(self, events: Sequence[tuple[str, str, float, Context | None]]) -> LearningBatch:
         """As the base's, with the user's factor; exact for one event at a time (`owner_reads_items`)."""
@@ -104,22 +137,21 @@ class AlternatingRanker(OnlineRanker):
         batch.user_before = np.zeros((1, self.dimension), dtype=np.float32)
         if slot >= 0:
             batch.user_before[0] = self._factors.users[slot]
-        batch.user_after = self._user_now(user, row, vector, float(batch.weight[0]), True)[None, :]
+        batch.user_after = self._user_now(user, row, vector, float(batch.weight[0]), als_kernels.LEARN)[
+            None, :
+        ]
         return batch
 
     def user_factor(self, user: str) -> NDArray[np.float32]:
         """The factor float32[d] that a user of this model is scored with now."""
-        return self._user_now(user, -1, self._work.out, 0.0, False)
+        return self._user_now(user, -1, self._work.out, 0.0, als_kernels.ASK)
 
     def interactions(self, user: str) -> dict[str, float]:
         """What is held of a user here: item id to weight, newest first."""
-        found, held, slot = {}, self._held, self._slot(user)
-        entry = int(held.users[slot, als_kernels.FIRST]) if slot >= 0 else -1
-        while entry >= 0:
-            row, weight = int(held.entries[entry, als_kernels.ITEM]), float(held.weights[entry])
-            found[self.items.ids[row]] = weight
-            entry = int(held.entries[entry, als_kernels.USER_OLDER])
-        return found
+        held, entries = self._held, self._entries_of(self._slot(user))
+        rows = held.entries[entries, als_kernels.ITEM].tolist()
+        weights = held.weights[entries].tolist()
+        return {self.items.ids[row]: weight for row, weight in zip(rows, weights, strict=True)}
 
     def score_rows(self, user: str, rows: NDArray[np.int32]) -> NDArray[np.float32]:
         out = np.zeros(len(rows), dtype=np.float32)
@@ -233,15 +265,31 @@ class AlternatingRanker(OnlineRanker):
         self._held, self._factors = held, factors
 
     def _user_now(
-        self, user: str, row: int, vector: NDArray[np.float32], weight: float, learning: bool
+        self, user: str, row: int, vector: NDArray[np.float32], weight: float, purpose: int
     ) -> NDArray[np.float32]:
         recent = self.recent_rows(user, min(RECENT_KEPT, self.history))[0]
         recent[recent >= len(self._factors.items)] = -1  # rows that the catalogue gave and no event used yet
         als_kernels.query(
-            np.uint64(user_token(user)), recent, row if self._is_known(row) else -1, vector, weight, learning,
+            np.uint64(user_token(user)), recent, row if self._is_known(row) else -1, vector, weight, purpose,
             self._held, self._factors, self._work, self._objective,
         )  # fmt: skip
         return self._work.out.copy()
+
+    def _entries_of(self, slot: int) -> list[int]:
+        """What is held of a user, newest first; slot -1 = nobody."""
+        entries, held = [], self._held
+        entry = int(held.users[slot, als_kernels.FIRST]) if slot >= 0 else -1
+        while entry >= 0:
+            entries.append(entry)
+            entry = int(held.entries[entry, als_kernels.USER_OLDER])
+        return entries
+
+    def _require_dimension(self, batch: LearningBatch) -> None:
+        if batch.user_after.shape[1] != self.dimension:
+            raise ValueError(
+                f"user_after: {batch.user_after.shape[1]} dimensions, but this model has {self.dimension}; "
+                "the record was made under other settings"
+            )
 
     def _is_known(self, row: int) -> bool:
         return 0 <= row < len(self._factors.items) and self._held.items[row, als_kernels.IN_USE] != 0

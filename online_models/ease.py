@@ -8,11 +8,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from online_models import ease_kernels as kernels
-from online_models.base import RECENT_KEPT, Arrays, OnlineRanker, contiguous_rows
+from online_models import ease_sweep_kernels as sweeping
+from online_models.base import PAIRS, RECENT_KEPT, Arrays, OnlineRanker, contiguous_rows
 from online_models.item_table import grown
 from online_models.learning_batch import BatchRows, LearningBatch
 
 __all__ = ["RecencyEASE"]
+
+OPERATIONS = 8_000_000
+"""Multiplications for the weights that an event does at most, but for the last step begun: some 5 ms."""
+SMALL = 32
+"""While G has so many items or fewer, the weights follow every event and every correction."""
 
 
 class RecencyEASE(OnlineRanker):
@@ -31,9 +37,13 @@ class RecencyEASE(OnlineRanker):
       \mathrm{score}(i) = \sum_{r<L} d^r B_{h_r,i}$$
 
     B is computed anew, from G in float64, each time the number of events has grown by the share
-    `refresh_growth`, and by `refresh_events` at least: a fixed place of the log. It costs items^3 operations
-    within `apply` (about a second for 1,600 items, half a minute for 5,000), and is part of the state: all
-    replicas, restored ones too, score alike. New items score 0 until then.
+    `refresh_growth`, and by `refresh_events` at least: a fixed place of the log. It costs items^3 / 2
+    operations, of which each event from there on does 8 million at most (1,682 items: 300 events of some 5
+    ms), and is part of the state: all replicas, restored ones too, score alike. New items score 0 until then.
+    Up to 32 items the weights follow every event.
+
+    What is withdrawn or forgotten leaves G at once, as if it had never been there, and B when it is computed
+    anew next (`settle` does that now).
 
     G has room for `max_items` items, the first that come. When it is full, another item's events are only
     counted; once they exceed those of the least used item in G (the one in the lowest slot, of equals), it
@@ -54,6 +64,8 @@ class RecencyEASE(OnlineRanker):
     >>> model.rank("bob", ["unknown", "milk"])
     ['milk', 'unknown']
     """
+
+    learns = PAIRS
 
     def __init__(
         self,
@@ -85,12 +97,32 @@ class RecencyEASE(OnlineRanker):
         self._reserve(len(self.items))
         event, changed, marks = 0, 0, self._gram.marks
         while event < len(batch):
+            under_way = bool(self._sweep.marks[sweeping.SIZE])
+            one_by_one = under_way or self._slots() <= SMALL
             event, changed = kernels.ease_learn(
-                event, rows.changes, changed, rows.item, rows.recent, batch.weight, self._gram, self._weights,
+                event, event + 1 if one_by_one else len(batch), _NEVER if one_by_one else marks[kernels.NEXT],
+                rows.changes, changed, rows.item, rows.recent, batch.weight, self._gram, self._weights,
                 self._gap_weight, self.max_items,
             )  # fmt: skip
-            if marks[kernels.EVENTS] >= marks[kernels.NEXT]:
-                self._refresh()
+            if not under_way and (marks[kernels.EVENTS] >= marks[kernels.NEXT] or self._slots() <= SMALL):
+                self._begin_sweep()
+            self._go_on(OPERATIONS)
+
+    def unlearn(self, batch: LearningBatch, rows: BatchRows) -> None:
+        self._reserve(len(self.items))
+        kernels.ease_unlearn(rows.item, rows.recent, batch.weight, self._gram, self._gap_weight)
+        self._follow_at_once()
+
+    def forget_rows(self, rows: NDArray[np.int32]) -> None:
+        self._reserve(len(self.items))
+        kernels.ease_forget(rows, self._gram, self._weights)
+        self._follow_at_once()
+
+    def settle(self) -> None:
+        """Compute the weights of the present counts now, whatever it takes. It stands in no log: replicas
+        must all do it at the same place of theirs."""
+        self._begin_sweep()
+        self._go_on(_NEVER)
 
     def score(self, recent_rows: NDArray[np.int32], candidate_rows: NDArray[np.int32]) -> NDArray[np.float32]:
         """Scores float32[n, C] of candidate_rows int32[n, C] (or -1) for recent_rows int32[n, L]; else 0."""
@@ -115,6 +147,8 @@ class RecencyEASE(OnlineRanker):
             "ease.waiting": self._gram.waiting[:n].copy(),
             "ease.marks": self._gram.marks.copy(),
             "ease.weights": self._weights.copy(),
+            "ease.stale": self._gram.stale[:slots].copy(),
+            **{f"ease.sweep.{name}": array.copy() for name, array in self._sweep._asdict().items()},
         }
 
     def load_item_arrays(self, arrays: Mapping[str, NDArray[np.generic]]) -> None:
@@ -127,6 +161,9 @@ class RecencyEASE(OnlineRanker):
         gram.uses[:slots] = arrays["ease.uses"]
         gram.waiting[:n] = arrays["ease.waiting"]
         gram.marks[:] = arrays["ease.marks"]
+        gram.stale[:slots] = arrays["ease.stale"]
+        state = {name: arrays[f"ease.sweep.{name}"].copy() for name in sweeping.Sweep._fields}
+        self._sweep = sweeping.Sweep(**state)  # type: ignore[arg-type]  # as item_arrays gave them
         in_use = np.flatnonzero(gram.row_of[:slots] >= 0)
         gram.slot_of[gram.row_of[in_use]] = in_use
         self._weights = np.ascontiguousarray(arrays["ease.weights"], dtype=np.float32)
@@ -134,29 +171,48 @@ class RecencyEASE(OnlineRanker):
     def nbytes(self) -> int:
         """Bytes of counts and weights in use, and of the arrays for the rows."""
         slots = self._slots()
-        return 2 * slots * (slots + 1) + self._weights.nbytes + 20 * slots + 8 * len(self.items)
+        under_way = sum(array.nbytes for array in self._sweep)
+        return 2 * slots * (slots + 1) + self._weights.nbytes + under_way + 21 * slots + 8 * len(self.items)
 
     def _slots(self) -> int:
         return int(self._gram.marks[kernels.SLOTS])
 
-    def _refresh(self) -> None:
+    def _begin_sweep(self) -> None:
         n, marks = self._slots(), self._gram.marks
-        self._weights = np.empty((n, n), dtype=np.float32)
-        kernels.ease_weights(self._gram.pairs, self.regularization, np.empty((n, n)), self._weights)
         growth = max(self.refresh_events, int(self.refresh_growth * marks[kernels.EVENTS]))
         marks[kernels.NEXT] = marks[kernels.EVENTS] + growth
+        if len(self._weights) < n:
+            weights = np.zeros((n, n), dtype=np.float32)
+            weights[: len(self._weights), : len(self._weights)] = self._weights
+            self._weights = weights
+        self._gram.stale[:] = 0
+        self._sweep = _room(n)
+        sweeping.begin(self._gram.pairs, n, self.regularization, self._sweep)
+
+    def _go_on(self, operations: int) -> None:
+        sweep = self._sweep
+        if sweep.marks[sweeping.SIZE]:
+            sweeping.advance(sweep, self._gram.pairs, self._gram.stale, self._weights, operations)
+            if not sweep.marks[sweeping.SIZE]:
+                self._sweep = _room(0)
+
+    def _follow_at_once(self) -> None:
+        if self._slots() <= SMALL:
+            self.settle()
 
     def _clear(self) -> None:
         self._gram = kernels.Gram(
             pairs=np.zeros(0, dtype=np.float32),
             row_of=np.full(self.max_items, -1, dtype=np.int32),
             uses=np.zeros(self.max_items, dtype=np.int64),
-            stamp=np.zeros(self.max_items, dtype=np.int64),
+            stamp=np.zeros(self.max_items + 1, dtype=np.int64),
+            stale=np.zeros(self.max_items, dtype=np.uint8),
             slot_of=np.zeros(0, dtype=np.int32),
             waiting=np.zeros(0, dtype=np.int32),
             marks=np.array([0, self.refresh_events, 0, 0], dtype=np.int64),
         )
         self._weights = np.zeros((0, 0), dtype=np.float32)
+        self._sweep = _room(0)
 
     def _reserve(self, n: int) -> None:
         """Room for n rows of the item table, and for the slots that they may take."""
@@ -183,3 +239,18 @@ class RecencyEASE(OnlineRanker):
         for name, (low, high) in ranges.items():
             if not low <= getattr(self, name) <= high:
                 raise ValueError(f"{name} is {getattr(self, name)}, but {low:g} to {high:g} is needed")
+
+
+_NEVER = 2**62
+"""More events, and more operations, than there ever are."""
+
+
+def _room(n: int) -> sweeping.Sweep:
+    """For an inversion of n items."""
+    return sweeping.Sweep(
+        work=np.zeros(n * (n + 1) // 2),
+        panel=np.zeros((sweeping.BLOCK, n)),
+        scaled=np.zeros((n, sweeping.BLOCK)),
+        ridge=np.zeros(1),
+        marks=np.zeros(3, dtype=np.int64),
+    )

@@ -9,14 +9,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from online_models import ItemTable, checks
+from online_models import ItemTable, checks, ease
 from online_models.ease import RecencyEASE
-from online_models.ease_kernels import ease_weights
+from online_models.ease_kernels import EVENTS
+from online_models.ease_sweep_kernels import BLOCK, SIZE, advance, begin
+from online_models.learning_batch import PAIR, UNPAIR, WITHDRAW
+from tests.test_online_models.batches import LASTING, random_batches
 
 VARIANTS: list[dict[str, Any]] = [
-    {"refresh_growth": 0.0, "refresh_events": 7},
-    {"max_items": 5, "regularization": 0.5, "window": 4},
-    {"regularization": 0.001, "gap_decay": 0.5, "query_decay": 1.0, "query_length": 50},
+    {"refresh_growth": 0.0, "refresh_events": 7, "window": 3},
+    {"regularization": 0.01, "gap_decay": 0.5, "query_decay": 1.0, "query_length": 50},
 ]
 
 
@@ -84,6 +86,16 @@ def weights_of(gram: NDArray[np.float64], regularization: float) -> NDArray[np.f
     return weights
 
 
+def kernel_weights(packed: NDArray[np.float32], n: int, regularization: float, budget: int) -> Any:
+    """Weights float32[n, n] by the kernels, `budget` operations at a time, and the most done at once."""
+    sweep, weights = ease._room(n), np.empty((n, n), dtype=np.float32)
+    begin(packed, n, regularization, sweep)
+    done = []
+    while sweep.marks[SIZE]:
+        done.append(advance(sweep, packed, np.zeros(n, dtype=np.uint8), weights, budget))
+    return weights, done
+
+
 WEIGHTS = st.sampled_from([1.0, 1.0, 0.0, -1.0])
 STREAMS = st.lists(
     st.tuples(st.sampled_from("uvw"), st.sampled_from("abcdefghijklmnop"), WEIGHTS), min_size=1, max_size=120
@@ -136,17 +148,19 @@ def test_the_inverse_is_the_inverse(n: int) -> None:
     X = np.random.default_rng(n).normal(size=(n + 3, n))
     gram = X.T @ X
     packed = gram[np.tril_indices(n)].astype(np.float32)
-    found = np.empty((n, n), dtype=np.float32)
-    ease_weights(packed, 0.3, np.empty((n, n)), found)
+    found, [whole] = kernel_weights(packed, n, 0.3, 10**12)
     assert found == pytest.approx(weights_of(gram, 0.3), rel=2e-4, abs=2e-5)
+    again, parts = kernel_weights(packed, n, 0.3, 500)
+    assert again.tobytes() == found.tobytes(), "the parts are done in the same order"
+    assert sum(parts) == whole >= n * n * (n + 1) // 2
+    assert max(parts) <= 500 + (2 * BLOCK + 1) * BLOCK * n + 2 * BLOCK**3
 
 
 def test_a_matrix_that_is_not_definite_is_regularized_more() -> None:
     n = 40
     gram = np.random.default_rng(0).uniform(0, 50, (n, n))
     gram = np.float32(np.tril(gram) + np.tril(gram, -1).T)
-    found = np.empty((n, n), dtype=np.float32)
-    ease_weights(gram[np.tril_indices(n)], 0.01, np.empty((n, n)), found)
+    found, _ = kernel_weights(gram[np.tril_indices(n)], n, 0.01, 500)
     ridge = 0.01
     while np.linalg.eigvalsh(gram.astype(float) + ridge * np.eye(n)).min() < 0.0:
         ridge *= 2.0
@@ -187,18 +201,124 @@ def test_not_interested_takes_the_pairs_back() -> None:
 
 def test_weights_are_computed_anew_as_the_stream_grows() -> None:
     model, moved = RecencyEASE(refresh_growth=0.5, refresh_events=2), []
-    for event in range(1, 40):
+    for event in range(1, 180):
         before = model.item_arrays()["ease.weights"]
-        model.learn_one(f"u{event % 3}", f"i{event % 7}")
+        model.learn_one(f"u{event % 3}", f"i{event % 40}")
         after = model.item_arrays()["ease.weights"]
         if before.tobytes() != after.tobytes() or before.shape != after.shape:
             moved.append(event)
-    assert moved == [2, 4, 6, 9, 13, 19, 28]
+    assert moved == [*range(1, 33), 48, 72, 108, 162], "up to 32 items every event, then half as many more"
+
+
+def bigger(n: int, seed: int = 0) -> list[checks.Event]:
+    """So many events of 12 users on items 0 to 120, those of the lower numbers used the more."""
+    rng = np.random.default_rng(seed)
+    items = (121 * rng.random(n) ** 1.5).astype(int).tolist()
+    return [
+        (f"user-{rng.integers(12)}", f"item-{item}", 1.0, {"timestamp": 10**12 + k, "event_id": f"e{k}"})
+        for k, item in enumerate(items)
+    ]
+
+
+def test_no_event_waits_for_the_whole_inverse(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every event does its share; cut elsewhere, and restored on the way, the log gives the same bytes."""
+    done: list[int] = []
+
+    def counting(*arguments: Any) -> int:
+        done.append(advance(*arguments))
+        return done[-1]
+
+    monkeypatch.setattr(ease, "OPERATIONS", 20_000)
+    monkeypatch.setattr(ease.sweeping, "advance", counting)
+    events, models = bigger(600), []
+    for size in (1, 1, 250):
+        model = RecencyEASE(refresh_growth=0.3)
+        for start in range(0, len(events), size):
+            model.learn_many(*zip(*events[start : start + size], strict=True))
+            if len(models) == 1 and start % 7 == 0:
+                arrays = model.to_arrays()
+                model = RecencyEASE(refresh_growth=0.3)
+                model.from_arrays(arrays)
+        models.append(model)
+    assert models[0].digest() == models[1].digest() == models[2].digest()
+    n = int(model.item_arrays()["ease.rows"].shape[0])
+    assert max(done) <= 20_000 + (2 * BLOCK + 1) * BLOCK * n + 2 * BLOCK**3 < n**3 / 2
+    model.settle()
+    _, gram = gram_of(model)
+    assert model._weights == pytest.approx(weights_of(gram, model.regularization), rel=1e-3, abs=1e-6)
+
+
+def test_an_item_that_goes_while_the_weights_are_computed_has_none() -> None:
+    model = RecencyEASE(max_items=100, window=3)
+    for event in bigger(500):
+        model.learn_one(*event)
+    model._begin_sweep()
+    model._go_on(1000)
+    assert model._sweep.marks[SIZE] > 0
+    row = model.items.row("item-2")
+    slot = int(model._gram.slot_of[row])
+    assert model._weights[slot].any()
+    model.forget(item="item-2")
+    model._go_on(10**12)
+    assert model._sweep.marks[SIZE] == 0
+    assert not model._weights[slot].any()
+    assert not model._weights[:, slot].any()
+    assert model._weights.any()
+
+
+@pytest.mark.parametrize("parameters", [{}, {"window": 3, "gap_decay": 0.7, "regularization": 5.0}], ids=str)
+def test_what_is_withdrawn_was_never_there(parameters: dict[str, Any]) -> None:
+    """Of more items than follow every event: their counts at once, their scores when the weights are anew."""
+    events = bigger(400)
+    for place in (150, 390):
+        model, without = RecencyEASE(**parameters), RecencyEASE(**parameters)
+        for k, event in enumerate(events):
+            model.learn_one(*event)
+            if k != place:
+                without.learn_one(*event)
+        assert model.retract(events[place][0], f"e{place}")
+        items, gram = gram_of(model)
+        assert len(items) > 60
+        others, expected = gram_of(without)
+        order = [items.index(item) for item in others]
+        assert gram[np.ix_(order, order)] == pytest.approx(expected, abs=1e-4)
+        assert model._gram.marks[EVENTS] == len(events) - 1
+        model.settle()
+        without.settle()
+        for user in ("user-1", events[place][0]):
+            found = [model.predict_one(user, item) for item in others]
+            assert found == pytest.approx([without.predict_one(user, item) for item in others], abs=1e-5)
+
+
+def test_a_withdrawn_dislike_gives_the_pairs_back() -> None:
+    model = RecencyEASE()
+    for item in ("bread", "milk", "tea"):
+        model.learn_one("ann", item)
+    before = model.item_arrays()["ease.pairs"]
+    model.learn_one("ann", "milk", -1.0, {"event_id": "no"})
+    assert model.item_arrays()["ease.pairs"].sum() < before.sum()
+    assert model.retract("ann", "no")
+    assert model.item_arrays()["ease.pairs"] == pytest.approx(before, abs=1e-6)
+
+
+def test_a_hundred_thousand_random_steps_stay_finite() -> None:
+    rng = np.random.default_rng(0)
+    model = RecencyEASE(max_items=40, regularization=0.001, refresh_events=5000)
+    for batch in random_batches(rng, n=20_000, batches=5, users=60, items=50):
+        model.apply(batch, model.items.resolve(batch))
+        for kind in (UNPAIR, PAIR, WITHDRAW):
+            taken = batch.take(rng.choice(len(batch), 2_000))
+            taken.kind = kind
+            model.correct(*model.items.find(taken))
+        model.settle()
+        assert np.isfinite(model._weights).all()
+        assert (model._gram.pairs >= 0.0).all()
+    assert abs(model._weights).max() <= 100.0
 
 
 def test_a_restored_model_scores_alike_between_refreshes() -> None:
     model, restored = RecencyEASE(refresh_events=40), RecencyEASE(refresh_events=40)
-    events = checks.random_events(150)
+    events = checks.random_events(150, items=60)
     for event in events[:70]:
         model.learn_one(*event)
     restored.from_arrays(model.to_arrays())
@@ -255,6 +375,12 @@ def test_an_item_that_loses_its_row_starts_anew() -> None:
 @pytest.mark.parametrize("check", checks.all_checks(), ids=lambda check: check.__name__)
 def test_contract_in_other_settings(check: Any, kwargs: dict[str, Any]) -> None:
     check(lambda: RecencyEASE(**kwargs))
+
+
+@pytest.mark.parametrize("check", LASTING, ids=lambda check: check.__name__)
+def test_little_room_keeps_the_contract(check: Any) -> None:
+    """What had to make room does not come back, so nothing that needs it does."""
+    check(lambda: RecencyEASE(max_items=5, regularization=0.5, window=4))
 
 
 @pytest.mark.parametrize(

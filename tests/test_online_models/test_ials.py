@@ -10,17 +10,23 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from online_models import IALS, ItemTable, LearningBatch, checks
+from online_models import EALS, IALS, ItemTable, LearningBatch, checks
+from online_models.alternating import AlternatingRanker
 from online_models.base import OnlineRanker
+from online_models.learning_batch import WITHDRAW
+from tests.test_online_models.batches import random_batches
 
 Matrix = NDArray[np.float64]
+CHECKS = [check for check in checks.all_checks() if check is not checks.check_retraction_undoes]
+"""What is withdrawn is solved for anew, with what was learned meanwhile: of an item that the user still uses
+that moves the score by little, either way. `test_a_withdrawn_use_takes_its_score_along` asks of others."""
 VARIANTS: list[dict[str, Any]] = [
     {"dimension": 5, "regularization_exponent": 1.0, "recent_boost": 3.0, "refresh": 0},
     {"dimension": 3, "history": 4, "users_per_item": 2, "max_users": 3, "max_interactions": 8, "refresh": 3},
 ]
 
 
-@pytest.mark.parametrize("check", checks.all_checks(), ids=lambda check: check.__name__)
+@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
 @pytest.mark.parametrize("parameters", VARIANTS, ids=["boost", "small"])
 def test_contract(check: Callable[[Callable[[], OnlineRanker]], None], parameters: dict[str, Any]) -> None:
     check(lambda: IALS(**parameters))
@@ -358,6 +364,110 @@ def test_events_of_nobody_are_not_held() -> None:
     model.apply(batch, model.items.resolve(batch))
     assert model.interactions("ann") == {}
     assert model.item_arrays()["ials.items"] == pytest.approx(model._start_vectors(["tea"]))
+
+
+def test_withdrawing_solves_again_for_the_user_and_the_item() -> None:
+    model = plain(dimension=4, unobserved_weight=0.2, regularization=0.3, refresh=0)
+    for at, (user, item) in enumerate([*taste(), ("u3", "late"), ("u3", "later")]):
+        model.learn_one(user, item, 2.0, {"event_id": f"{at}"})
+    state, at = model.item_arrays(), len(taste())
+    U, V = state["ials.users"].astype(np.float64), state["ials.items"].astype(np.float64)
+    used = [model.items.row(item) for item in model.interactions("u3") if item != "i1"]
+    slot = model._slot("u3")
+    [place] = [k for k, event in enumerate(taste()) if event == ("u3", "i1")]
+    assert model.retract("u3", f"{place}")
+    assert "i1" not in model.interactions("u3")
+    U[slot] = solve(V[used], np.full(len(used), 2.0), np.ones(len(used)), 0.2 * V.T @ V, 0.3)
+    moved = model.item_arrays()
+    assert moved["ials.users"][slot] == pytest.approx(U[slot], rel=1e-4, abs=1e-6)
+    row = model.items.row("i1")
+    those = [model._slot(f"u{k}") for k in range(24) if "i1" in model.interactions(f"u{k}")]
+    expected = solve(U[those], np.full(len(those), 2.0), np.ones(len(those)), 0.2 * U.T @ U, 0.3)
+    assert moved["ials.items"][row] == pytest.approx(expected, rel=1e-4, abs=1e-6)
+    assert moved["ials.user_gram"] == pytest.approx(U.T @ U, rel=1e-5, abs=1e-5)
+    assert model.retract("u3", f"{at}"), "nobody else has it: its factor starts anew"
+    row = model.items.row("late")
+    assert model.item_arrays()["ials.items"][row].tolist() == model._start_vectors(["late"])[0].tolist()
+
+
+@pytest.mark.parametrize("model", [IALS, EALS], ids=["ials", "eals"])
+def test_a_withdrawn_use_takes_its_score_along(model: type[AlternatingRanker]) -> None:
+    """Of the items that a user had not used before."""
+    events = [(f"u{k % 5}", f"i{(k * k + k // 5) % 9}", 1.0 + k % 2, {"event_id": f"{k}"}) for k in range(60)]
+    first = 0
+    for at in range(20, 60, 3):
+        user, item, *_ = events[at]
+        learned, without = model(dimension=8), model(dimension=8)  # type: ignore[call-arg]
+        for one, stream in ((learned, events[: at + 1]), (without, events[:at])):
+            for event in stream:
+                one.learn_one(*event)
+        before, after = without.predict_one(user, item), learned.predict_one(user, item)
+        held_before = item in without.interactions(user)
+        assert learned.retract(user, f"{at}")
+        assert learned.interactions(user) == pytest.approx(without.interactions(user))
+        back = learned.predict_one(user, item)
+        if not held_before:
+            first += 1
+            assert abs(back - before) < 0.6 * abs(after - before)
+    assert first > 1
+
+
+def test_what_was_said_before_stands_when_the_rest_is_withdrawn() -> None:
+    model = plain(dimension=2)
+    for at, weight in enumerate([1.0, 2.5, -2.0, -1.0]):
+        model.learn_one("ann", "tea", weight, {"event_id": f"{at}"})
+    assert model.retract("ann", "0"), "the other sign has replaced it"
+    assert model.interactions("ann") == {"tea": -3.0}
+    assert model.retract("ann", "2")
+    assert model.interactions("ann") == {"tea": -1.0}
+    model.learn_one("ann", "milk")
+    assert model.retract("ann", "3")
+    assert model.interactions("ann") == {"milk": 1.0}
+
+
+def test_the_last_withdrawal_forgets_the_user_s_place() -> None:
+    model = plain(dimension=2)
+    model.learn_one("bob", "milk")
+    model.learn_one("ann", "tea", 1.0, {"event_id": "only"})
+    assert model.retract("ann", "only")
+    state = model.item_arrays()
+    assert np.count_nonzero(state["ials.tokens"]) == 1
+    assert model.user_factor("ann") == pytest.approx(state["ials.users"][0])
+
+
+def test_items_of_a_forgotten_user_are_solved_without_him() -> None:
+    model = plain(dimension=4, unobserved_weight=0.2, regularization=0.3, refresh=0)
+    for user, item in [*taste(), ("u5", "own")]:
+        model.learn_one(user, item)
+    used = list(model.interactions("u5"))
+    model.forget("u5")
+    assert model.interactions("u5") == {}
+    assert model.user_factor("u5").tolist() == model.user_factor("nobody").tolist()
+    state = model.item_arrays()
+    U, V = state["ials.users"].astype(np.float64), state["ials.items"].astype(np.float64)
+    assert state["ials.user_gram"] == pytest.approx(U.T @ U, rel=1e-9, abs=1e-9)
+    assert state["ials.item_gram"] == pytest.approx(V.T @ V, rel=1e-9, abs=1e-9)
+    for item in used[1:]:
+        those = [model._slot(f"u{k}") for k in range(24) if item in model.interactions(f"u{k}")]
+        expected = solve(U[those], np.ones(len(those)), np.ones(len(those)), 0.2 * U.T @ U, 0.3)
+        assert V[model.items.row(item)] == pytest.approx(expected, rel=1e-4, abs=1e-6)
+    assert state["ials.items"][model.items.row("own")] == pytest.approx(model._start_vectors(["own"])[0])
+
+
+@pytest.mark.parametrize("model", [IALS, EALS], ids=["ials", "eals"])
+def test_a_hundred_thousand_random_steps_stay_finite(model: type[AlternatingRanker]) -> None:
+    rng = np.random.default_rng(0)
+    made = model(dimension=3, history=8, users_per_item=4, max_users=40, max_interactions=200, refresh=1)  # type: ignore[call-arg]
+    for batch in random_batches(rng, n=20_000, batches=5, users=60, items=50, dimension=3):
+        made.apply(batch, made.items.resolve(batch))
+        taken = batch.take(rng.choice(len(batch), 2_000))
+        taken.kind = WITHDRAW
+        made.correct(*made.items.find(taken))
+        made.forget_users(np.arange(1, 9, dtype=np.uint64))
+        made.sweep()
+        state = made.item_arrays()
+        assert all(np.isfinite(array).all() for array in state.values())
+        assert len(np.unique(state[f"{made._name}.tokens"])) >= 20
 
 
 def test_replicas_that_sweep_at_one_place_stay_equal() -> None:

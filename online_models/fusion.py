@@ -69,7 +69,7 @@ class Fusion(OnlineRanker):
     registry's, with their defaults; candidates m; learning_rate; floor epsilon; lowest_weight,
     highest_weight; shrinkage of delta towards 0; ring_size; external_weight; seed.
 
-    >>> model = Fusion("covisitation,popularity")
+    >>> model = Fusion("short_term,popularity")
     >>> for n in range(30):
     ...     for item in ("tea", "milk", "cup") if n % 3 == 0 else ("nails", "glue", "saw"):
     ...         model.learn_one(f"user {n}", item)
@@ -77,7 +77,7 @@ class Fusion(OnlineRanker):
     >>> model.rank("joe", ["glue", "milk"]), model.rank("nobody", ["milk", "glue"])
     (['milk', 'glue'], ['glue', 'milk'])
     >>> {name: round(weight, 3) for name, weight in model.weights()["history 1 to 4"].items()}
-    {'covisitation': 1.674, 'popularity': 0.261}
+    {'short_term': 1.703, 'popularity': 0.256}
     >>> model.regret()["events"], round(model.regret()["regret"], 3)
     (85, 0.02)
     """

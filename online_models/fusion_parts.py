@@ -50,11 +50,29 @@ _ASKERS: dict[tuple[str, ...], Asker] = {
 """How a record asks a model, by the parameters of the model's `score`, or by its own `score_record`."""
 
 
-OWN_NAMES = {
-    "short_term": ("covisitation", {"window": 2, "query_length": 2, "query_decay": 0.5}),
+_COUNTS = {"source_exponent": 0.5, "target_exponent": 0.25, "shrinkage": 0.0}
+OWN_NAMES: dict[str, tuple[str, dict[str, Any]]] = {
+    "short_term": (
+        "covisitation",
+        {
+            **_COUNTS,
+            "window": 2,
+            "gap_decay": 1.0,
+            "backward_weight": 1.0,
+            "query_length": 2,
+            "query_decay": 0.5,
+        },
+    ),
     "long_term": (
         "covisitation",
-        {"window": 30, "gap_decay": 0.9, "backward_weight": 0.6, "query_length": 30, "query_decay": 0.9},
+        {
+            **_COUNTS,
+            "window": 30,
+            "gap_decay": 0.9,
+            "backward_weight": 0.6,
+            "query_length": 30,
+            "query_decay": 0.9,
+        },
     ),
     "popular_now": ("popularity", {"half_life_s": 2 * 86_400.0}),
 }

@@ -132,8 +132,11 @@ class ItemTable:
 
         def rows_of(column: NDArray[np.int32]) -> NDArray[np.int32]:
             row = np.where(column <= -2, -column - 2, UNKNOWN)
-            past = (row >= 0) & (row < len(given)) & (np.append(given, kernels.FREED)[row] < epochs)
-            return np.where(column >= 0, index[np.maximum(column, UNKNOWN)], np.where(past, row, UNKNOWN)).astype(np.int32)
+            past = (row >= 0) & (row < len(given))
+            past[past] = given[row[past]] < np.broadcast_to(epochs, row.shape)[past]
+            return np.where(
+                column >= 0, index[np.maximum(column, UNKNOWN)], np.where(past, row, UNKNOWN)
+            ).astype(np.int32)
 
         return kept, BatchRows(index[kept.item], rows_of(kept.recent), rows_of(kept.negatives))
 

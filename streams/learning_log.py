@@ -287,15 +287,14 @@ def learn_record(items: ItemState, record: LogRecord, where: str) -> None:
     Raises:
         LearningLogError: the record was written under other model settings, kernels or CPU target.
     """
-    _check_digest(record, items.settings_digest, where)
-    for kind, start, end in _runs(record):
-        if kind == FORGET_USER:
+    for kind, start, end, batch in _steps(record, items.settings_digest, where):
+        if batch is not None:
+            items.apply(batch)
+        elif kind == FORGET_USER:
             items.forget_users(record.column("token", "<u8")[start:end])
         elif kind == FORGET_ITEM:
             for index in record.column("item", "<i4")[start:end].tolist():
                 items.forget_item(record.item_ids[index])
-        elif (batch := _batch(record, kind, start, end)) is not None:
-            items.apply(batch)
 
 
 def learning_batches(record: LogRecord, settings_digest: str, where: str) -> list[LearningBatch]:
@@ -305,12 +304,14 @@ def learning_batches(record: LogRecord, settings_digest: str, where: str) -> lis
     Raises:
         LearningLogError: as `learn_record`.
     """
-    _check_digest(record, settings_digest, where)
-    runs = [run for run in _runs(record) if run[0] <= UNCOUNT]
-    return [batch for run in runs if (batch := _batch(record, *run)) is not None]
+    return [batch for *_, batch in _steps(record, settings_digest, where) if batch is not None]
 
 
-def _check_digest(record: LogRecord, settings_digest: str, where: str) -> None:
+def _steps(
+    record: LogRecord, settings_digest: str, where: str
+) -> Iterator[tuple[int, int, int, LearningBatch | None]]:
+    """Rows of one kind that stand together: the kind, the first of them, the one behind the last, and the
+    batch of those with an item and a weight, if any."""
     if record.settings_digest != settings_digest:
         raise LearningLogError(
             f"{where}: learned under settings {record.settings_digest[:12]}, this worker runs "
@@ -319,26 +320,29 @@ def _check_digest(record: LogRecord, settings_digest: str, where: str) -> None:
             "stop all "
             "workers and start on a new topic prefix, or replay the events."
         )
-
-
-def _runs(record: LogRecord) -> list[tuple[int, int, int]]:
-    """Rows of one kind that stand together: kind, first row, row behind the last."""
+    keep, whole = _teaching(record)
     if not record.kind:
-        return [(LEARN, 0, record.n)]
+        yield LEARN, 0, record.n, whole
+        return
     kinds = record.kinds
-    cuts = [0, *(np.flatnonzero(np.diff(kinds)) + 1).tolist(), record.n]
-    return [(int(kinds[start]), start, end) for start, end in pairwise(cuts)]
+    cuts = np.array([0, *(np.flatnonzero(np.diff(kinds)) + 1).tolist(), record.n])
+    for (start, end), (first, last) in zip(
+        pairwise(cuts.tolist()), pairwise(np.searchsorted(keep, cuts).tolist()), strict=True
+    ):
+        batch = None if whole is None or first == last else whole.slice(first, last)
+        if batch is not None:
+            batch.kind = int(kinds[start])
+        yield int(kinds[start]), start, end, batch
 
 
-def _batch(record: LogRecord, kind: int, start: int, end: int) -> LearningBatch | None:
-    """Rows `start` to `end` - 1 with an item and a weight, None when there are none."""
+def _teaching(record: LogRecord) -> tuple[npt.NDArray[np.intp], LearningBatch | None]:
+    """The rows with an item and a weight, and their columns; None when there are none."""
     recent_width, factor_width, negatives_width = record.widths
-    item = record.column("item", "<i4")
-    weight = record.column("weight", "<f4")
-    keep = start + np.flatnonzero((item[start:end] >= 0) & (weight[start:end] != 0))
+    item, weight = record.column("item", "<i4"), record.column("weight", "<f4")
+    keep = np.flatnonzero((item >= 0) & (weight != 0) & (record.kinds <= UNCOUNT))
     if not len(keep):
-        return None
-    return LearningBatch(
+        return keep, None
+    return keep, LearningBatch(
         table_epoch=record.table_epoch,
         item_ids=record.item_ids,
         item=item[keep],
@@ -351,5 +355,4 @@ def _batch(record: LogRecord, kind: int, start: int, end: int) -> LearningBatch 
         negatives=record.column("negatives", "<i4", negatives_width)[keep],
         user=record.column("token", "<u8")[keep],
         value=record.column("value", "<f8")[keep].astype(np.float32),
-        kind=kind,
     )

@@ -19,6 +19,7 @@ LONG_FOR_A_REASON = {
     # numba's disk cache watches only the called kernel's own file: kernels that call each other share one
     "online_models/kernels.py": 600,
     "online_models/als_kernels.py": 750,
+    "online_models/covisitation_kernels.py": 450,
     "streams/user_kernels.py": 1200,
     "streams/event_kernels.py": 800,
     "serving/kernels.py": 800,

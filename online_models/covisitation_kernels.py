@@ -31,6 +31,8 @@ UNINDEXED = 128
 """Blocks up to this capacity have no index: comparing all their keys, eight at a time, is as fast."""
 ROUNDING = np.float32(2.0**-22)
 """Of a weight that was subtracted: what is no larger is what float32 rounded, not what was counted."""
+DROPPED = 8
+"""A full row loses one in so many entries: to drop half of them costs hits, and one at a time costs time."""
 FORGOTTEN = -1
 """`RowPool.capacity` of a row whose item is gone; entries that name it are dropped as they are met."""
 
@@ -168,9 +170,9 @@ def _keep(pool: RowPool, row: int, stays: NDArray[np.uint8]) -> None:
 
 @kernel
 def _prune(pool: RowPool, row: int) -> None:
-    """Keep the heavier half of a full row, in its order; among equals the older entries stay."""
+    """Drop the lightest eighth of a full row; the others keep their order, among equals the older stay."""
     start, length = pool.start[row], np.int64(pool.length[row])
-    keep, values = length // 2, pool.values[start : start + length]
+    keep, values = length - length // DROPPED, pool.values[start : start + length]
     least = np.partition(values, length - keep)[length - keep]
     equals = keep - (values > least).sum()  # of those, so many may stay
     stays = np.zeros(length, dtype=np.uint8)

@@ -23,14 +23,14 @@ class _Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 class CoVisitationSettings(_Section, frozen=True):
     """See `online_models.covisitation.CoVisitation`."""
 
-    window: Annotated[int, Meta(ge=1, le=50)] = 10
-    gap_decay: Share = 1.0
+    window: Annotated[int, Meta(ge=1, le=50)] = 20
+    gap_decay: Share = 0.95
     backward_weight: Share = 1.0
-    query_length: Annotated[int, Meta(ge=1, le=50)] = 10
-    query_decay: Share = 0.8
+    query_length: Annotated[int, Meta(ge=1, le=50)] = 15
+    query_decay: Share = 0.85
     source_exponent: Share = 0.5
-    target_exponent: Share = 0.25
-    shrinkage: NonNegative = 0.0
+    target_exponent: Share = 0.4
+    shrinkage: NonNegative = 10.0
     row_capacity: Annotated[int, Meta(ge=8, le=16384)] = 1024
     half_life_s: HalfLifeSeconds = 0.0
 

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from online_models import CoVisitation, checks
+from online_models.prequential import Interaction, evaluate
 
 
 def dense_scores(model: CoVisitation, events: list[tuple[str, str]], user: str) -> dict[str, float]:
@@ -80,18 +81,19 @@ def test_contributions_sum_to_the_score() -> None:
         assert parts.sum() == pytest.approx(whole, rel=1e-5)
 
 
-def test_a_full_row_keeps_its_heavier_half() -> None:
-    model = CoVisitation(row_capacity=8, window=1)
-    for k in range(9):  # hub meets partner k at weight k + 1; the ninth partner finds the row full
-        model.learn_many([f"u{k}"] * 2, ["hub", f"p{k}"], [1.0, k + 1.0])
-    recent = np.array([[model.items.row("hub")]], dtype=np.int32)
-    rows, _ = model.retrieve(recent, 20)
+def test_a_full_row_drops_its_lightest_eighth() -> None:
+    model = CoVisitation(row_capacity=16, window=1, gap_decay=1.0)
+    weights = [float(3 + (5 * k) % 17) for k in range(17)]  # the seventeenth partner finds the row full
+    for k, weight in enumerate(weights):
+        model.learn_many([f"u{k}"] * 2, ["hub", f"p{k}"], [1.0, weight])
+    rows, _ = model.retrieve(np.array([[model.items.row("hub")]], dtype=np.int32), 20)
     kept = {model.items.ids[row] for row in rows[0] if row >= 0}
-    assert kept == {"p4", "p5", "p6", "p7", "p8"}
+    lightest = sorted(range(16), key=lambda k: weights[k])[:2]
+    assert kept == {f"p{k}" for k in range(17) if k not in lightest}
 
 
 def test_old_weights_halve_by_event_time_across_a_moved_landmark() -> None:
-    model = CoVisitation(half_life_s=10.0, source_exponent=0.0, target_exponent=0.0)
+    model = CoVisitation(half_life_s=10.0, source_exponent=0.0, target_exponent=0.0, query_decay=0.8)
     model.learn_one("u", "a", x={"timestamp": 0})
     model.learn_one("u", "b", x={"timestamp": 0})
     # b is the newest of u and leads to a; a, one place back, leads to b; at 300 s the landmark has moved
@@ -171,7 +173,7 @@ def test_withdrawn_events_leave_no_trace(
 
 
 def test_a_forgotten_item_is_in_nobodys_list() -> None:
-    model = CoVisitation()
+    model = CoVisitation(shrinkage=0.0, gap_decay=1.0)
     model.learn_many(["u", "u", "u", "v"], ["a", "b", "c", "a"])
     gone = model.items.row("b")
     model.forget(item="b")
@@ -182,3 +184,19 @@ def test_a_forgotten_item_is_in_nobodys_list() -> None:
     model.learn_many(["w", "w"], ["b", "a"])  # b is new now
     assert model.items.row("b") >= 0
     assert model.predict_one("w", "c") > 0.0
+
+
+def test_short_rows_keep_the_hit_rate_of_the_dense_table() -> None:
+    """Twenty tastes of 15 items, a tenth of all uses at random: rows meet more partners than they keep."""
+    rng, events = np.random.default_rng(1), []
+    for number in range(2400):
+        user = number % 60
+        near = 15 * (user % 20) + int(14.99 * rng.random() ** 2)
+        item = near if rng.random() < 0.9 else int(rng.integers(300))
+        events.append(Interaction(f"u{user}-{number // 1200}", f"i{item}"))
+    short, dense = CoVisitation(row_capacity=32), CoVisitation(row_capacity=512)
+    reports = evaluate({"short": short, "dense": dense}, events)
+    assert int((dense._pool.length > 32).sum()) > 100
+    assert int(short._pool.length.max()) <= 32
+    assert reports["dense"].hr_at_10 > 0.3
+    assert reports["short"].hr_at_10 >= 0.995 * reports["dense"].hr_at_10

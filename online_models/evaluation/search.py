@@ -67,6 +67,12 @@ SPACES: dict[str, dict[str, Span]] = {
         "negatives": Span(1, 20),
         "popularity_exponent": Span(0.0, 1.0),
     },
+    "content": {
+        **_QUERY,
+        "learning_rate": Span(0.01, 0.6, log=True),
+        "linear_learning_rate": Span(5e-4, 0.1, log=True),
+        "regularization": Span(1e-5, 0.1, log=True),
+    },
     "covisitation": {
         **_QUERY,
         "window": Span(3, 40),
@@ -75,6 +81,12 @@ SPACES: dict[str, dict[str, Span]] = {
         "source_exponent": Span(0.2, 1.0),
         "target_exponent": Span(0.0, 0.7),
         "shrinkage": Span(0.0, 30.0),
+    },
+    "cross_domain": {
+        **_FACTORS,
+        "mapping_learning_rate": Span(1e-3, 0.2, log=True),
+        "mapping_regularization": Span(1e-3, 0.5, log=True),
+        "negatives": Span(1, 20),
     },
     "eals": {
         **_ALTERNATING,
@@ -88,11 +100,32 @@ SPACES: dict[str, dict[str, Span]] = {
         "window": Span(10, 50),
         "gap_decay": Span(0.85, 1.0),
     },
+    "fm": {
+        "dimension": Span(8, 96, log=True),
+        "learning_rate": Span(0.05, 2.0, log=True),
+        "weight_learning_rate": Span(0.01, 0.5, log=True),
+        "regularization": Span(1e-4, 0.1, log=True),
+        "negatives": Span(1, 16),
+        "recent_decay": Span(0.5, 0.98),
+    },
     "fusion": {
         "candidates": Span(16, 128, log=True),
         "learning_rate": Span(0.02, 0.5, log=True),
         "floor": Span(0.1, 10.0, log=True),
         "shrinkage": Span(1e-5, 0.1, log=True),
+    },
+    "graph": {
+        **_QUERY,
+        "window": Span(3, 40),
+        "gap_decay": Span(0.8, 1.0),
+        "source_exponent": Span(0.2, 1.0),
+        "target_exponent": Span(0.0, 0.7),
+        "shrinkage": Span(0.0, 30.0),
+        "restart": Span(0.1, 0.95),
+    },
+    "group_popularity": {
+        "half_life_s": Span(0.1 * DAY_S, 365.0 * DAY_S, log=True),
+        "strength": Span(10.0, 1e5, log=True),
     },
     "ials": {
         **_ALTERNATING,
@@ -110,6 +143,20 @@ SPACES: dict[str, dict[str, Span]] = {
         "source_exponent": Span(0.0, 1.0),
         "target_exponent": Span(0.0, 0.6),
         "neighbours": Span(50, 500, log=True),
+    },
+    "social": {
+        "recency_half_life_s": Span(1.0 * DAY_S, 365.0 * DAY_S, log=True),
+        "gain": Span(0.05, 1.0),
+        "decline": Span(1e-3, 0.3, log=True),
+    },
+    "stage_popularity": {
+        "half_life_s": Span(0.1 * DAY_S, 365.0 * DAY_S, log=True),
+        "leak": Span(0.0, 1.0),
+    },
+    "trending": {
+        "short_half_life_s": Span(0.05 * DAY_S, 5.0 * DAY_S, log=True),
+        "long_half_life_s": Span(5.0 * DAY_S, 365.0 * DAY_S, log=True),
+        "shrinkage": Span(0.1, 30.0, log=True),
     },
     "user_knn": {**_QUERY, "neighbours": Span(10, 200, log=True), "sample": Span(100, 2000, log=True)},
 }

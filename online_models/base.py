@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from river.reco.base import Ranker
 
+from online_models.arrays import Arrays, contiguous_rows, digest_arrays, largest
 from online_models.corrections import (
     PAST_KEPT,
     RECENT_KEPT,
@@ -25,6 +26,7 @@ from online_models.corrections import (
     event_code,
     forgetting,
     pack_pasts,
+    recent_items,
     record_of,
     unpack_pasts,
     withdrawal,
@@ -54,7 +56,6 @@ __all__ = [
     "user_token",
 ]
 
-Arrays = dict[str, NDArray[np.generic]]
 Context = Mapping[str, Any]
 """x of River's calls. Reserved keys: timestamp (epoch ms), event_type (a name of `corrections.EVENT_TYPES` or
 a code from 0 to 255), weight, event_id, retracts (the event_id that an event of type retract withdraws),
@@ -241,7 +242,7 @@ class OnlineRanker(Ranker, abc.ABC):
             without = self.items.rows((exclude or {}).get(user, ()))
             rows = by_id[~np.isin(by_id, without)] if len(without) else by_id
             scores = self.score_rows(user, rows)
-            best = _largest(scores, k)
+            best = largest(scores, k)
             lists.append(
                 [
                     (self.items.ids[row], float(score))
@@ -255,12 +256,10 @@ class OnlineRanker(Ranker, abc.ABC):
         recents: list[list[str]] = []
         moved: dict[str, list[str]] = {}
         done = [_done(*event) for event in events]
-        for user, item, *_ in events:
+        for (user, item, *_), past in zip(events, done, strict=True):
             recents.append(moved[user] if user in moved else self._recent.get(user, []))
-            moved[user] = [
-                item,
-                *recents[-1][: RECENT_KEPT - 1],
-            ]  # a user's earlier event in this batch counts
+            liked = [item] if past.weight >= 0.0 else []  # what a user dislikes is no sign of taste
+            moved[user] = [*liked, *recents[-1]][:RECENT_KEPT]  # an earlier event of this batch counts
         batch = record_of(
             [(user_token(event[0]), past) for event, past in zip(events, done, strict=True)], recents
         )
@@ -330,7 +329,7 @@ class OnlineRanker(Ranker, abc.ABC):
         for user, pasts in self._past.items():
             if any(past.item == item for past in pasts):
                 self._past[user] = [past for past in pasts if past.item != item]
-                self._recent[user] = [past.item for past in self._past[user][:RECENT_KEPT]]
+                self._recent[user] = recent_items(self._past[user])
         if (row := self.items.free(item)) >= 0:
             self.forget_rows(np.array([row], dtype=np.int32))
 
@@ -346,24 +345,9 @@ class OnlineRanker(Ranker, abc.ABC):
             if record.kind == WITHDRAW:
                 self.unlearn_user(user, record)
                 del self._past[user][place]
-                self._recent[user] = [past.item for past in self._past[user][:RECENT_KEPT]]
+                self._recent[user] = recent_items(self._past[user])
             self.correct(*self.items.find(record))
         return True
-
-
-def digest_arrays(arrays: Mapping[str, NDArray[np.generic]]) -> str:
-    """SHA-256 (hex) over names, types, shapes and bytes, in the order of names."""
-    sha = hashlib.sha256()
-    for name in sorted(arrays):
-        array = np.ascontiguousarray(arrays[name])
-        sha.update(f"{name}:{array.dtype.str}:{array.shape};".encode())
-        sha.update(array.tobytes())
-    return sha.hexdigest()
-
-
-def contiguous_rows(rows: NDArray[np.int32]) -> NDArray[np.int32]:
-    """Rows as the kernels take them: int32, C order."""
-    return np.ascontiguousarray(rows, dtype=np.int32)
 
 
 def user_token(user: str) -> int:
@@ -372,15 +356,6 @@ def user_token(user: str) -> int:
 
 
 _RATING, _RETRACT = event_code("rating"), event_code("retract")
-
-
-def _largest(scores: NDArray[np.float32], k: int) -> NDArray[np.intp]:
-    """Places of the k largest, falling; equal ones in their order."""
-    if k >= len(scores):
-        return np.argsort(-scores, kind="stable")
-    least = np.partition(scores, len(scores) - max(k, 1))[len(scores) - max(k, 1)]
-    places = np.flatnonzero(scores >= least)
-    return places[np.argsort(-scores[places], kind="stable")[:k]]
 
 
 def _done(user: str, item: str, y: float, x: Context | None) -> Past:

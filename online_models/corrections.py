@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from itertools import islice
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,6 +18,7 @@ __all__ = [
     "event_code",
     "forgetting",
     "pack_pasts",
+    "recent_items",
     "record_of",
     "unpack_pasts",
     "withdrawal",
@@ -98,23 +100,33 @@ def withdrawal(token: int, pasts: Sequence[Past], place: int) -> list[LearningBa
     is taken back (UNPAIR, newest first), then the event itself (WITHDRAW), then they are paired again (PAIR,
     oldest first) with the recent items that remain.
     """
-    items = [past.item for past in pasts]
-    without = [*items[:place], *items[place + 1 :]]
-    later = range(max(place - RECENT_KEPT, 0), place)
-    records = [_one(token, pasts[q], items[q + 1 :], UNPAIR) for q in later]
-    records.append(_one(token, pasts[place], items[place + 1 :], WITHDRAW))
-    records.extend(_one(token, pasts[q], without[q + 1 :], PAIR) for q in reversed(later))
+    without = [*pasts[:place], *pasts[place + 1 :]]
+    paired = [q for q in range(place) if _is_recent(pasts, place, q)]
+    records = [_one(token, pasts, q, UNPAIR) for q in paired]
+    records.append(_one(token, pasts, place, WITHDRAW))
+    records.extend(_one(token, without, q, PAIR) for q in reversed(paired))
     return records
 
 
 def forgetting(token: int, pasts: Sequence[Past]) -> list[LearningBatch]:
     """Records that take one user's kept events, newest first, out of all counts; factors are left alone."""
-    items = [past.item for past in pasts]
-    return [_one(token, past, items[q + 1 :], UNCOUNT) for q, past in enumerate(pasts)]
+    return [_one(token, pasts, place, UNCOUNT) for place in range(len(pasts))]
 
 
-def _one(token: int, past: Past, recent: Sequence[str], kind: int) -> LearningBatch:
-    return record_of([(token, past)], [recent[:RECENT_KEPT]], kind)
+def _is_recent(pasts: Sequence[Past], place: int, at: int) -> bool:
+    """Whether the item of pasts[place] was among the recent ones when pasts[at] came."""
+    between = sum(past.weight >= 0.0 for past in pasts[at + 1 : place])
+    return pasts[place].weight >= 0.0 and between < RECENT_KEPT
+
+
+def recent_items(pasts: Sequence[Past], start: int = 0) -> list[str]:
+    """A user's recent items, newest first, of his pasts from `start` on: what he dislikes is none of them."""
+    items = (past.item for past in islice(pasts, start, None) if past.weight >= 0.0)
+    return list(islice(items, RECENT_KEPT))
+
+
+def _one(token: int, pasts: Sequence[Past], place: int, kind: int) -> LearningBatch:
+    return record_of([(token, pasts[place])], [recent_items(pasts, place + 1)], kind)
 
 
 def pack_pasts(pasts: Mapping[str, Sequence[Past]]) -> dict[str, NDArray[np.generic]]:

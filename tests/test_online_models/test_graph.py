@@ -62,7 +62,7 @@ def test_scores_are_personalised_pagerank_as_solved_exactly(restart: float) -> N
     start = np.zeros(5)
     for position, item in enumerate(recent):
         at = "abcde".index(item)
-        start[at] += 0.85**position * table[at].sum() / count[at] ** 0.5
+        start[at] += 0.85**position * max(table[at].sum(), count[at]) / count[at] ** 0.5
     pagerank = restart * np.linalg.solve(np.eye(5) - (1 - restart) * step.T, start)
     expected = (pagerank - restart * start) / (restart * (1 - restart)) / count**0.4
     left_out = (1 - restart) ** 16 / restart * start.sum()  # the walks of more than 16 steps

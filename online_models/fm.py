@@ -69,6 +69,9 @@ class FactorizationMachine(OnlineRanker):
     gradients of f's factor, and likewise eta' and f's weight: plain descent at slowing 0, Adagrad by rows
     otherwise. Components are bounded by 10: no input reaches a NaN.
 
+    Test-then-learn on all of MovieLens-100K without any context: HR@10 0.185, NDCG@10 0.094; the rates were
+    chosen on its first fifth.
+
     What is learned where: the user's block at the owner; everything that users share (w_0, both blocks of an
     item, all buckets) at every replica, from the record alone. Its `user_before` is float32[1 + d + 2 C]: the
     user's block, then the buckets of the C features of context, type and labels (whole numbers), then their

@@ -16,7 +16,7 @@ from online_models.learning_batch import BatchRows, LearningBatch
 __all__ = ["RecencyEASE"]
 
 OPERATIONS = 8_000_000
-"""Multiplications for the weights that an event does at most, but for the last step begun: some 5 ms."""
+"""Multiplications for the weights that an event does at most, but for the last step begun: some 2 ms."""
 SMALL = 32
 """While G has so many items or fewer, the weights follow every event and every correction."""
 
@@ -38,7 +38,7 @@ class RecencyEASE(OnlineRanker):
 
     B is computed anew, from G in float64, each time the number of events has grown by the share
     `refresh_growth`, and by `refresh_events` at least: a fixed place of the log. It costs items^3 / 2
-    operations, of which each event from there on does 8 million at most (1,682 items: 300 events of some 5
+    operations, of which each event from there on does 8 million at most (1,682 items: 300 events of some 2
     ms), and is part of the state: all replicas, restored ones too, score alike. New items score 0 until then.
     Up to 32 items the weights follow every event.
 

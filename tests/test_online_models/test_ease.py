@@ -103,7 +103,7 @@ STREAMS = st.lists(
 
 
 @given(events=STREAMS, window=st.sampled_from([1, 3, 50]), gap_decay=st.sampled_from([1.0, 0.7]))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 def test_counts_and_scores_follow_the_equations(
     events: list[tuple[str, str, float]], window: int, gap_decay: float
 ) -> None:

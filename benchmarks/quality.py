@@ -1,6 +1,6 @@
 """The table of quality: the issue's goals, each beside its anchor and the peers installed, in one run.
 
-    python -m benchmarks.quality [--small] [--models names] [--peers names] [--docs] [--results FOLDER]
+    python -m benchmarks.quality [--small | --render] [--models names] [--peers names] [--docs] [--results FOLDER]
 
 Models have their defaults, which were chosen on the first fifth of the stream; the other four are in the
 details. A row below its bar is reported, not hidden; the exit code says only whether all could be measured.
@@ -191,6 +191,13 @@ def write(
     (folder / "quality.json").write_text(json.dumps(content, indent=1) + "\n", "utf-8")
 
 
+def read(folder: Path) -> tuple[list[QualityRow], dict[str, Evaluation]]:
+    """Rows and figures of `<folder>/quality.json`."""
+    content = json.loads((folder / "quality.json").read_text("utf-8"))
+    rows = msgspec.convert(content["rows"], list[QualityRow])
+    return rows, msgspec.convert(content["runs"], dict[str, Evaluation])
+
+
 def models_table(models: Mapping[str, Evaluation]) -> str:
     """HR@10 and NDCG@10 of every model in every run, best first by the first run."""
     titles = list(models)
@@ -212,18 +219,21 @@ def models_table(models: Mapping[str, Evaluation]) -> str:
 @click.option("--peers", default=",".join(LIBRARIES), show_default=True, help="Libraries, comma-separated.")
 @click.option("--small", is_flag=True, help="The first 1,000 events, few models, no peers: does it run?")
 @click.option("--docs", is_flag=True, help="Put the tables into docs/quality.md too.")
+@click.option("--render", is_flag=True, help="Measure nothing: the tables of quality.json as it lies there.")
 @click.option("--results", type=click.Path(path_type=Path, file_okay=False), default=RESULTS)
-def main(dataset: str, models: str, peers: str, small: bool, docs: bool, results: Path) -> None:
+def main(dataset: str, models: str, peers: str, small: bool, docs: bool, render: bool, results: Path) -> None:
     """Measure, write quality.json, print the table."""
-    started = time.monotonic()
-    gaps = Gaps()
-    data = data_of(dataset, small)
-    names = SMALL_MODELS if small else [name.strip() for name in models.split(",") if name.strip()]
-    libraries = [] if small else [name.strip() for name in peers.split(",") if name.strip()]
-    rows, figures = measure(data, names, SMALL_EVENTS if small else None, libraries, ALS_SEEDS, gaps)
-    if not small:
-        rows += [cost_row(), *drift_rows()]
-    write(results, data, rows, figures, [*gaps.failed, *gaps.missing], time.monotonic() - started)
+    started, gaps = time.monotonic(), Gaps()
+    if render:
+        rows, figures = read(results)
+    else:
+        data = data_of(dataset, small)
+        names = SMALL_MODELS if small else _names(models)
+        libraries = [] if small else _names(peers)
+        rows, figures = measure(data, names, SMALL_EVENTS if small else None, libraries, ALS_SEEDS, gaps)
+        if not small:
+            rows += [cost_row(), *drift_rows()]
+        write(results, data, rows, figures, [*gaps.failed, *gaps.missing], time.monotonic() - started)
     text = quality_table(rows)
     click.echo(text)
     if docs:
@@ -232,6 +242,10 @@ def main(dataset: str, models: str, peers: str, small: bool, docs: bool, results
     if gaps.failed:
         click.echo("not measured:\n" + "\n".join(gaps.failed), err=True)
         sys.exit(1)
+
+
+def _names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",") if name.strip()]
 
 
 if __name__ == "__main__":

@@ -45,6 +45,8 @@ def test_the_small_table_has_every_row_and_goes_to_a_file(tmp_path: Path) -> Non
     ]
     assert found["runs"]["all ratings"]["events"] == 1000
     assert rows["single_hr"]["by"] in result.stdout
+    again = CliRunner().invoke(main, ["--render", "--results", str(tmp_path)], catch_exceptions=False)
+    assert again.stdout == result.stdout
 
 
 def test_rows_are_of_the_runs() -> None:

@@ -38,7 +38,7 @@ def test_scores_are_the_equation(half_life_h: int) -> None:
     for user, item, weight, x in stream(450):
         model.learn_one(user, item, weight, x)
         events.append((item, min(int(np.log2(1 + min(had[user], 50))), 5), weight, x["timestamp"]))
-        had[user] += 1
+        had[user] += weight > 0.0  # what a user dislikes is not among what he has behind him
     now = max(time_ms for *_, time_ms in events)
     for user in ("u3", "nobody"):
         own = min(int(np.log2(1 + min(had[user], 50))), 5)

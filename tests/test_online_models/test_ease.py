@@ -34,7 +34,8 @@ class Counts:
 
     def learn(self, user: str, item: str, weight: float = 1.0) -> None:
         recent = self.history[user][: self.window]
-        self.history[user].insert(0, item)
+        if weight >= 0.0:
+            self.history[user].insert(0, item)
         if weight > 0.0:
             self.uses[item] += 1
             if item not in self.slots:

@@ -55,7 +55,8 @@ class Plain:
         self.clock = 0
 
     def learn(self, user: str, item: str, weight: float, time_ms: int, serial: int) -> None:
-        self.recent[user].insert(0, item)
+        if weight >= 0.0:
+            self.recent[user].insert(0, item)
         self.clock = max(self.clock, time_ms)
         if user not in self.users and len(self.users) == self.model.max_users:
             self.users.popitem(last=False)

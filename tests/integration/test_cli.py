@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -138,7 +139,7 @@ def test_state_dump_agrees_with_the_log(served: Shell) -> None:
     assert {row["transactional_id"] for row in partitions} == {"freshet-cli-1"}
     log = served.lines("log", "dump")
     for user_id, row in users.items():
-        used = [r["item_id"] for r in log if r["user_id"] == user_id and r["weight"] > 0]
+        used = [r["item_id"] for r in log if r["user_id"] == user_id and r["weight"] != 0]
         assert [entry["item_id"] for entry in row["recent"]] == used[-50:]
 
 
@@ -158,6 +159,20 @@ def test_doctor_finds_nothing_wrong(served: Shell) -> None:
     findings = {row["check"]: row["status"] for row in served.json("doctor")}
     assert findings["broker"] == findings["topics"] == findings["worker group"] == "ok"
     assert "failed" not in findings.values()
+
+
+def test_forget_waits_until_the_user_is_gone(served: Shell) -> None:
+    users = [row for row in served.lines("state", "dump") if row["kind"] == "user"]
+    gone = users.pop(0)
+    told = served.json("forget", gone["user_id"])
+    assert told == {**told, "user_id": gone["user_id"], "partition": gone["partition"], "done": True}
+    after = [row["user_id"] for row in served.lines("state", "dump") if row["kind"] == "user"]
+    assert after == [row["user_id"] for row in users]
+    log = served.lines("log", "dump", "--corrections")
+    mine = Counter(row["kind"] for row in log if row["user_token"] == gone["token"])
+    assert mine == {"learn": gone["events"], "uncount": len(gone["recent"]), "forget_user": 1}
+    assert len(served.lines("log", "dump")) == EVENTS
+    assert "USER has 0 bytes" in served.run("forget", "", code=1)
 
 
 def test_models_without_any(served: Shell) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from online_models import covisitation_kernels, kernels
+from online_models import covisitation_kernels, covisitation_scan_kernels, kernels
 from online_models.base import PAIRS, Arrays, OnlineRanker, contiguous_rows
 from online_models.forward_decay import half_lives_since, halvings_due, new_clock, require_half_life
 from online_models.item_table import SMALL_ROWS, UNLIMITED, grown
@@ -148,6 +148,8 @@ class CoVisitation(OnlineRanker):
 
     def score(self, recent_rows: NDArray[np.int32], candidate_rows: NDArray[np.int32]) -> NDArray[np.float32]:
         """Scores float32[n, C] of candidate_rows int32[n, C] (or -1) for recent_rows int32[n, L]; else 0."""
+        if candidate_rows.shape[1] >= covisitation_scan_kernels.MANY:
+            return self._score_many(contiguous_rows(recent_rows), contiguous_rows(candidate_rows))
         out = np.zeros(candidate_rows.shape, dtype=np.float32)
         covisitation_kernels.covisitation_score(
             contiguous_rows(recent_rows), contiguous_rows(candidate_rows), self._pool,
@@ -200,6 +202,16 @@ class CoVisitation(OnlineRanker):
     def nbytes(self) -> int:
         """Bytes of the arrays for the rows in use, and of the pool up to its top."""
         return (8 + 4 + 4 + 8 + 8 + 4 + 4 + 4) * len(self.items) + 8 * int(self._pool.marks[0])
+
+    def _score_many(
+        self, recent_rows: NDArray[np.int32], candidate_rows: NDArray[np.int32]
+    ) -> NDArray[np.float32]:
+        out = np.empty(candidate_rows.shape, dtype=np.float32)
+        covisitation_scan_kernels.covisitation_scan(
+            recent_rows, candidate_rows, self._pool, self._source_norm, self._target_norm, self._scale(),
+            self.query_length, self.query_decay, self._total, out,
+        )  # fmt: skip
+        return out
 
     def _load_rows(
         self, lengths: NDArray[np.int64], keys: NDArray[np.int32], values: NDArray[np.float32]

@@ -46,7 +46,8 @@ class ItemKNN(OnlineRanker):
     Withdrawn events leave the counts that there would be without them, to float32's rounding of the largest
     (fading counts take some shrinkage for that too), except for entries that a full row dropped meanwhile.
     "adjusted_cosine" takes the user's later ratings back and learns them anew against means without the
-    withdrawn one, within his last `history_length` ratings; what is older than these stays as it is.
+    withdrawn one, within his last `history_length` ratings; what is older than these stays as it is, and so
+    does what later ratings learned from one of negative weight.
 
     Parameters: measure, shrinkage lambda, neighbours, history_length, query_length L, query_decay d,
     half_life_s (seconds of event time; 0 = no decay), max_users, seed (unused).

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict, defaultdict
 from itertools import pairwise
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -16,8 +17,11 @@ from online_models.covisitation_kernels import UNINDEXED
 from online_models.settings import CoVisitationSettings, FactorSettings, PopularitySettings
 from online_models.table_kernels import FREED, SPARE
 
+PLAIN: dict[str, Any] = {"window": 4, "gap_decay": 1.0, "shrinkage": 0.0, "target_exponent": 0.25}
+"""Without decay and shrinkage, as the equations of these tests have it."""
+
 SETTINGS = ModelSettings(
-    covisitation=CoVisitationSettings(row_capacity=256, window=4, half_life_s=0.0),
+    covisitation=CoVisitationSettings(row_capacity=256, half_life_s=0.0, **PLAIN),
     popularity=PopularitySettings(half_life_s=0.0, top_size=6),
     factors=FactorSettings(dimension=4, negatives=3),
 )
@@ -271,7 +275,7 @@ def test_long_rows_follow_the_equations_while_items_come_and_go() -> None:
     """One item meets hundreds: its row has an index, and is swept of those that lose their rows."""
     n, items, max_items = 1500, 900, 400
     log, state, dense = make_log(n, items, drift=0.6), ItemState(msgspec.structs.replace(
-        bounded(max_items), covisitation=CoVisitationSettings(row_capacity=512, window=4)
+        bounded(max_items), covisitation=CoVisitationSettings(row_capacity=512, **PLAIN)
     )), Dense(max_items)  # fmt: skip
     log.item[::5] = items - 1
     log.recent[1::2, 0] = items - 1

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from online_models.settings import FactorSettings, ModelSettings
+from online_models.settings import CoVisitationSettings, FactorSettings, ModelSettings
 from serving import kernels, list_kernels
 from serving.blend_kernels import blend
 from serving.catalogue import Catalogue, CatalogueEntry
@@ -26,6 +26,10 @@ from tests.test_serving.ranker_cases import edited, item_name, markov_ranker, ma
 
 FEW = settings(max_examples=60, deadline=None)
 NOBODY = np.zeros(4, dtype=np.float32)
+
+MODELS_OF_TEN = ModelSettings(
+    covisitation=CoVisitationSettings(query_length=10), factors=FactorSettings(dimension=4)
+)
 
 
 @given(world=worlds(), asked=st.lists(queries, min_size=1, max_size=4))
@@ -178,7 +182,7 @@ class TestRanker:
     def pipeline(ranker_weight: float, more: Sequence[tuple[int, str, float]] = ()) -> Pipeline:
         """All 200 items and one that the ranker never saw, each used once by another user: none related."""
         once = [(user, item_name(user), 1.0) for user in range(200)]
-        state = learned([*once, (200, "new", 1.0), *more], ModelSettings(factors=FactorSettings(dimension=4)))
+        state = learned([*once, (200, "new", 1.0), *more], MODELS_OF_TEN)
         serving = ServingSettings(ranker_weight=ranker_weight, popularity_candidates=300, factor_weight=0.0)
         return Pipeline(state, Catalogue(state.items), serving)
 

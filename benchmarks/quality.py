@@ -1,6 +1,6 @@
 """The table of quality: the issue's goals, each beside its anchor and the peers installed, in one run.
 
-    python -m benchmarks.quality [--small | --render] [--models names] [--peers names] [--docs] [--results FOLDER]
+    python -m benchmarks.quality [--small | --render] [--models names] [--peers names] [--docs]
 
 Models have their defaults, which were chosen on the first fifth of the stream; the other four are in the
 details. A row below its bar is reported, not hidden; the exit code says only whether all could be measured.

@@ -186,7 +186,7 @@ def write(
         "rows": [{**msgspec.to_builtins(row), "met": row.met} for row in rows],
         "not_measured": list(failed),
         "runs": msgspec.to_builtins(dict(models)),
-        "environment": environment(1, False),
+        "environment": {**environment(1, False), "command": "python -m benchmarks.quality"},
     }
     (folder / "quality.json").write_text(json.dumps(content, indent=1) + "\n", "utf-8")
 

@@ -327,9 +327,9 @@ class OnlineRanker(Ranker, abc.ABC):
 
     def _forget_item(self, item: str) -> None:
         for user, pasts in self._past.items():
-            if any(past.item == item for past in pasts):
-                self._past[user] = [past for past in pasts if past.item != item]
-                self._recent[user] = recent_items(self._past[user])
+            if any(past.item == item for past in pasts):  # the places stay: others were learned around them
+                blank = [past._replace(item="", event_id="") if past.item == item else past for past in pasts]
+                self._past[user], self._recent[user] = blank, recent_items(blank)
         if (row := self.items.free(item)) >= 0:
             self.forget_rows(np.array([row], dtype=np.int32))
 

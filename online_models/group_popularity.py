@@ -205,12 +205,6 @@ class GroupPopularity(OnlineRanker):
             del self._past_groups[user][place]
         return withdrawn
 
-    def _forget_item(self, item: str) -> None:
-        for user, pasts in self._past.items():
-            pairs = zip(pasts, self._past_groups[user], strict=True)
-            self._past_groups[user] = [code for past, code in pairs if past.item != item]
-        super()._forget_item(item)
-
 
 def group_code(labels: Mapping[str, Any], keys: Sequence[str], numeric_step: float = 10.0) -> int:
     """Code of a user's group, 1 to 2**24 - 1; 0 where the labels say nothing under these keys.

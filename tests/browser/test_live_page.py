@@ -129,7 +129,7 @@ def test_page_shows_what_was_produced(monitor: Monitor, browser: Any) -> None:
     assert "ranker v7" in text(browser, "models")
     assert HOSTILE in text(browser, "models"), "shown as text, not run"
     assert browser.title != "owned"
-    assert text(browser, "partitions").count("UNOWNED") == 8
+    assert text(browser, "partitions").count("UNOWNED") == 12
     assert "4,000" in text(browser, "totals")
     chart = "#charts svg"
     wait(

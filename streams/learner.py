@@ -66,22 +66,27 @@ class Learner:
         unknown, learned = self._learned(batch, wave, weight)
         hits = np.zeros((self._partitions, 3), np.int64)
         sums = np.zeros((self._partitions, 2), np.float64)
-        done, corrected, withdrawn = 0, -1, []
-        while done < m:
-            done = kernels.learn(
-                done, wave, listed, batch.rows, batch.codes, unknown, events.event_hash, weight, events.value,
-                events.time_ms, events.event_type, events.partition, self.withdrawals.retract,
+        begin, ends, withdrawn = 0, [m], []
+        corrected = 0
+        while begin < m:
+            begin = kernels.learn(
+                begin, wave[: ends[0]], listed, batch.rows, batch.codes, unknown, events.event_hash, weight,
+                events.value, events.time_ms, events.event_type, events.partition, self.withdrawals.retract,
                 self.withdrawals.rating, corrected, users.users, learned, hits, sums, before, after, items,
                 negatives,
             )  # fmt: skip
-            if done == m:
+            if begin == m:
                 break
             if not kernels.has_room(users.users):
                 users.make_room()
                 continue
-            corrected = done
-            if (taken_back := self.withdrawals.before(batch, int(wave[done]))) is not None:
-                withdrawn.append((done, taken_back))
+            if begin < ends[0]:  # an event that withdraws another: from here on, users one event at a time
+                wave, ends = _by_turns(batch, wave, begin)
+            else:
+                ends = ends[1:]
+            corrected = ends[0]
+            if (taken_back := self.withdrawals.before(batch, wave[begin:corrected])) is not None:
+                withdrawn.append((begin, taken_back))
         self._count(hits, sums)
         rows = Interactions(
             data=events.data,
@@ -149,6 +154,14 @@ class Learner:
             stats.popularity_hits_at_10 += int(hits[p, 2])
             stats.ndcg_at_10_sum += float(sums[p, 0])
             stats.popularity_ndcg_at_10_sum += float(sums[p, 1])
+
+
+def _by_turns(batch: Batch, wave: Int32, begin: int) -> tuple[Int32, list[int]]:
+    """`wave` with its places from `begin` on in order of their users' turns, and where each turn ends."""
+    turns = batch.turns[wave[begin:]]
+    order = np.argsort(turns, kind="stable")
+    ends = np.flatnonzero(np.diff(turns[order])) + 1
+    return np.concatenate((wave[:begin], wave[begin:][order])), [*(begin + ends).tolist(), len(wave)]
 
 
 def joined(parts: list[Interactions]) -> Interactions | None:

@@ -25,7 +25,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from online_models.learning_batch import LEARN, UNCOUNT, LearningBatch
+from online_models.learning_batch import LEARN, PAIR, UNCOUNT, UNPAIR, WITHDRAW, LearningBatch
 from streams import log_kernels as kernels
 from streams.errors import LearningLogError
 from streams.id_table import IdTable
@@ -40,6 +40,7 @@ __all__ = [
     "LogRecord",
     "LogWriter",
     "decode_record",
+    "in_phases",
     "learn_record",
     "learning_batches",
 ]
@@ -90,6 +91,22 @@ class Interactions:
 
     def __len__(self) -> int:
         return len(self.code)
+
+
+_PHASES = np.zeros(FORGET_ITEM + 1, np.uint8)
+_PHASES[[UNPAIR, WITHDRAW, PAIR, UNCOUNT, FORGET_USER, FORGET_ITEM]] = range(6)
+
+
+def in_phases(rows: Interactions) -> Interactions:
+    """Rows that take back, kind by kind, each user's in the order in which they must be applied: a replica
+    takes neighbours of one kind at once, and each change of kind costs it as much as many rows."""
+    order = np.argsort(_PHASES[rows.kind], kind="stable")
+    columns = {
+        name: getattr(rows, name)[order]
+        for name in Interactions.__slots__
+        if name not in ("data", "table_epoch")
+    }
+    return Interactions(data=rows.data, table_epoch=rows.table_epoch, **columns)
 
 
 class LogRecord(msgspec.Struct, array_like=True):
@@ -293,8 +310,9 @@ def learn_record(items: ItemState, record: LogRecord, where: str) -> None:
         elif kind == FORGET_USER:
             items.forget_users(record.column("token", "<u8")[start:end])
         elif kind == FORGET_ITEM:
+            item_ids = record.item_ids
             for index in record.column("item", "<i4")[start:end].tolist():
-                items.forget_item(record.item_ids[index])
+                items.forget_item(item_ids[index])
 
 
 def learning_batches(record: LogRecord, settings_digest: str, where: str) -> list[LearningBatch]:

@@ -536,7 +536,7 @@ def learn(
     and remember the items; returns how far it came.
 
     It stops where there may be no room, and before an event that withdraws another: one of kind `retract`, or
-    a second `rating` of an item, unless its place in `order` is `corrected`.
+    a second `rating` of an item, unless its place in `order` is before `corrected`.
 
     Fills, by place in `order`: before and after float32[m, d], recent int32[m, W] (newest first: -row - 2
     where the item has a row, else its code; -1 none), negatives int32[m, k] (-row - 2, -1 none). `unknown`
@@ -549,7 +549,7 @@ def learn(
         n = order[m]
         row, code, w = rows[n], codes[n], weight[n]
         teaches = code >= 0 and w != 0.0
-        if m != corrected and (
+        if m >= corrected and (
             kind[n] == retract
             or (kind[n] == rating and teaches and find_rating(users, row, code, rating) >= 0)
         ):
@@ -661,6 +661,41 @@ def withdraw(users: Users, row: int, at: int, kinds: Bytes, places: Longs, recen
         _items_before(users, first, event, at, recent[n])
         n += 1
     return n
+
+
+@kernel
+def find_withdrawn(
+    users: Users, rows: Ints, codes: Ints, weight: Floats, kind: Bytes, named: Hashes, retract: int,
+    rating: int, out: Longs,
+) -> None:  # fmt: skip
+    """Place of the recent event that each event, of distinct users, takes back; -1 none. `named`: the hash of
+    the event that a retract names."""
+    for n in range(len(rows)):
+        out[n] = -1
+        if kind[n] == retract:
+            out[n] = find_event(users, rows[n], named[n])
+        elif kind[n] == rating and codes[n] >= 0 and weight[n] != 0.0:
+            out[n] = find_rating(users, rows[n], codes[n], rating)
+
+
+@kernel
+def withdraw_all(
+    users: Users, rows: Ints, at: Longs, kinds: Bytes, places: Longs, recent: Ints, counts: Longs
+) -> int:
+    """`withdraw` for distinct users, one behind the other: `counts` says how many records each has; returns
+    their sum."""
+    n = 0
+    for k in range(len(rows)):
+        counts[k] = withdraw(users, rows[k], at[k], kinds[n:], places[n:], recent[n:])
+        n += counts[k]
+    return n
+
+
+@kernel
+def take_out_all(users: Users, rows: Ints, at: Longs, unsee: Bytes) -> None:
+    """`take_out` for distinct users."""
+    for k in range(len(rows)):
+        take_out(users, rows[k], at[k], unsee[k] != 0)
 
 
 @kernel

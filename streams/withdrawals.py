@@ -15,11 +15,11 @@ import numpy as np
 import numpy.typing as npt
 
 from online_models.item_state import ItemState
-from online_models.learning_batch import WITHDRAW
+from online_models.learning_batch import PAIR, UNPAIR, WITHDRAW
 from streams import user_kernels as kernels
 from streams.event_columns import EventColumns
 from streams.intake import Batch
-from streams.learning_log import FORGET_ITEM, FORGET_USER, Interactions
+from streams.learning_log import FORGET_ITEM, FORGET_USER, Interactions, in_phases
 from streams.settings import Settings
 from streams.shards import Shards
 from streams.user_kernels import TOKEN
@@ -27,18 +27,21 @@ from streams.validation import Tombstone, event_hash
 
 __all__ = ["Withdrawals"]
 
+Int32 = npt.NDArray[np.int32]
+
 RETRACTS = 5
 """Place of `retracts` among `EventColumns.others`."""
 
 
 @dataclass(slots=True)
 class _Cause:
-    """The record that asks for rows of the log: where it stands, and its event id as a span of `data`."""
+    """The n records that ask for rows of the log: where they stand, and their event ids as spans of `data`,
+    int32[n, 2]."""
 
     data: npt.NDArray[np.uint8]
-    span: tuple[int, int]
-    partition: int
-    offset: int
+    span: Int32
+    partition: Int32
+    offset: npt.NDArray[np.int64]
 
 
 class Withdrawals:
@@ -52,43 +55,60 @@ class Withdrawals:
         self._most = 2 * settings.user_state.recent + 1
         self.retract, self.rating = shards.users.kinds.codes_of([b"retract", b"rating"]).tolist()
 
-    def before(self, batch: Batch, n: int) -> Interactions | None:
-        """What event `n` of the batch, a retract or a rating, takes back; None if there is nothing to."""
-        events, users, row = batch.events, self._shards.users.users, int(batch.rows[n])
-        stats = self._shards[int(events.partition[n])].stats
-        retracts = events.event_type[n] == self.retract
-        if retracts:
-            hashed: Any = np.uint64(event_hash(events.text(events.others[n, RETRACTS]) or ""))
-            at = kernels.find_event(users, row, hashed)
-            stats.retracted += at >= 0
-            stats.retracts_unknown += at < 0
-        else:
-            at = kernels.find_rating(users, row, batch.codes[n], self.rating)
-            stats.replaced += at >= 0
-        if at < 0:
+    def before(self, batch: Batch, wave: Int32) -> Interactions | None:
+        """What those of the events at the places `wave`, of distinct users, that are retracts or ratings take
+        back: the rows of all users together, kind by kind, for replicas take neighbours of one kind at once.
+        None if there is nothing to."""
+        events, users = batch.events, self._shards.users
+        rows, kind = batch.rows[wave], events.event_type[wave]
+        retracts = kind == self.retract
+        named, at = np.zeros(len(wave), np.uint64), np.empty(len(wave), np.int64)
+        for k in np.flatnonzero(retracts).tolist():
+            named[k] = event_hash(events.text(events.others[wave[k], RETRACTS]) or "")
+        kernels.find_withdrawn(
+            users.users, rows, batch.codes[wave], events.weight[wave].astype(np.float32), kind, named,
+            self.retract, self.rating, at,
+        )  # fmt: skip
+        self._count(events.partition[wave], retracts, at >= 0)
+        found = np.flatnonzero(at >= 0)
+        if not len(found):
             return None
-        start, length = events.event[n].tolist()
-        cause = _Cause(events.data, (start, length), int(events.partition[n]), int(events.offset[n]))
-        return self._withdrawn(row, at, cause, unsee=bool(retracts))
+        rows, at, wave = rows[found], at[found], wave[found]
+        cause = _Cause(events.data, events.event[wave], events.partition[wave], events.offset[wave])
+        return self._withdrawn(rows, at, cause, retracts[found].view(np.uint8))
 
-    def _withdrawn(self, row: int, at: int, cause: _Cause, *, unsee: bool) -> Interactions:
-        users = self._shards.users
-        rows = self._rows(row, cause, lambda *plan: kernels.withdraw(users.users, row, at, *plan))
-        place = int(np.flatnonzero(rows.kind == WITHDRAW)[0])
-        before = users.users.factor[row].copy()
+    def _count(self, partition: Int32, retracts: npt.NDArray[np.bool_], found: npt.NDArray[np.bool_]) -> None:
+        for p in np.unique(partition[retracts | found]).tolist():
+            stats, here = self._shards[p].stats, partition == p
+            stats.retracted += int((here & retracts & found).sum())
+            stats.retracts_unknown += int((here & retracts & ~found).sum())
+            stats.replaced += int((here & ~retracts & found).sum())
+
+    def _withdrawn(
+        self, of: Int32, at: npt.NDArray[np.int64], cause: _Cause, unsee: npt.NDArray[np.uint8]
+    ) -> Interactions:
+        """Withdraw the events at the places `at` of the users in the rows `of`."""
+        users, counts = self._shards.users, np.empty(len(of), np.int64)
+        before = users.users.factor[of]
         after, drawn = self._items.unlearn_users(
-            before[None, :],
-            [users.items.id_of(int(users.users.recent_item[at])).decode()],
-            rows.weight[place : place + 1],
-            users.users.recent_hash[at : at + 1],
+            before,
+            [users.items.id_of(code).decode() for code in users.users.recent_item[at].tolist()],
+            users.users.recent_weight[at],
+            users.users.recent_hash[at],
         )
-        users.users.factor[row] = after[0]
-        rows.after[place:] = after[0]
-        rows.before[place + 1 :] = after[0]
-        named = [-self._items.items.row(item_id) - 2 for item_id in drawn[0]]
-        rows.negatives[place, : len(named)] = named
-        kernels.take_out(users.users, row, at, unsee)
-        return rows
+
+        def plan(kinds: Any, places: Any, recent: Any) -> int:
+            return int(kernels.withdraw_all(users.users, of, at, kinds, places, recent, counts))
+
+        rows, which = self._rows(of, cause, plan, counts)
+        rows.before[rows.kind == PAIR] = after[which[rows.kind == PAIR]]
+        rows.after[rows.kind != UNPAIR] = after[which[rows.kind != UNPAIR]]
+        for place in np.flatnonzero(rows.kind == WITHDRAW).tolist():
+            named = [-self._items.items.row(item_id) - 2 for item_id in drawn[which[place]]]
+            rows.negatives[place, : len(named)] = named
+        users.users.factor[of] = after
+        kernels.take_out_all(users.users, of, at, unsee)
+        return in_phases(rows)
 
     def forget_user(self, tombstone: Tombstone, events: EventColumns) -> Interactions | None:
         """Drop a user: all that is kept of what the user did is taken out of the counts; None if nobody knows
@@ -97,8 +117,12 @@ class Withdrawals:
         row = users.row(tombstone.key, partition)
         if row < 0:
             return None
-        cause = _Cause(events.data, (0, 0), partition, tombstone.offset)
-        rows = self._rows(row, cause, lambda *plan: kernels.forget(users.users, row, *plan), more=1)
+        cause = self._no_event(events, [tombstone])
+
+        def plan(kinds: Any, places: Any, recent: Any) -> int:
+            return int(kernels.forget(users.users, row, kinds, places, recent))
+
+        rows, _ = self._rows(np.array([row], np.int32), cause, plan, more=1)
         rows.kind[-1], rows.time_ms[-1] = FORGET_USER, max(0, tombstone.kafka_time_ms)
         users.forget(partition, np.array([row], np.int32))
         self._shards[partition].stats.forgotten += 1
@@ -111,45 +135,62 @@ class Withdrawals:
         users = self._shards.users
         codes = users.items.codes_of([one.key.encode() for one in tombstones], ensure=True)
         n = len(codes)
-        rows = self._blank(n, _Cause(events.data, (0, 0), 0, 0))
+        rows = self._blank(self._no_event(events, tombstones), np.arange(n))
         rows.code[:], rows.kind[:] = codes, FORGET_ITEM
-        rows.partition[:] = [one.partition for one in tombstones]
-        rows.offset[:] = [one.offset for one in tombstones]
         rows.time_ms[:] = [max(0, one.kafka_time_ms) for one in tombstones]
         return rows
 
-    def _rows(self, row: int, cause: _Cause, plan: Callable[..., int], more: int = 0) -> Interactions:
-        """The rows that `plan` names of the user's recent events, and `more` that name none."""
-        users = self._shards.users.users
-        kinds, places = np.empty(self._most, np.uint8), np.empty(self._most, np.int64)
-        recent = np.empty((self._most, self._widths[0]), np.int32)
+    def _no_event(self, events: EventColumns, tombstones: Sequence[Tombstone]) -> _Cause:
+        return _Cause(
+            events.data,
+            np.zeros((len(tombstones), 2), np.int32),
+            np.array([one.partition for one in tombstones], np.int32),
+            np.array([one.offset for one in tombstones], np.int64),
+        )
+
+    def _rows(
+        self,
+        of: Int32,
+        cause: _Cause,
+        plan: Callable[..., int],
+        counts: npt.NDArray[np.int64] | None = None,
+        more: int = 0,
+    ) -> tuple[Interactions, npt.NDArray[np.intp]]:
+        """The rows that `plan` names of the recent events of the users in the rows `of`, `counts` of each
+        (of one user all), and `more` that name none; and which of the users each row is of."""
+        users, most = self._shards.users.users, self._most * len(of)
+        kinds, places = np.empty(most, np.uint8), np.empty(most, np.int64)
+        recent = np.empty((most, self._widths[0]), np.int32)
         n = plan(kinds, places, recent)
-        rows, places = self._blank(n + more, cause), places[:n]
+        which = np.repeat(np.arange(len(of)), [n + more] if counts is None else counts)
+        rows, places = self._blank(cause, which), places[:n]
         rows.kind[:n], rows.recent[:n] = kinds[:n], recent[:n]
         rows.code[:n], rows.event_type[:n] = users.recent_item[places], users.recent_kind[places]
         rows.time_ms[:n], rows.weight[:n] = users.recent_time[places], users.recent_weight[places]
         rows.value[:n] = users.recent_value[places]
-        rows.token[:] = users.long[row : row + 1, TOKEN].view(np.uint64)
-        rows.before[:] = rows.after[:] = users.factor[row]
-        return rows
+        rows.token[:] = users.long[of[which], TOKEN].view(np.uint64)
+        rows.before[:] = rows.after[:] = users.factor[of[which]]
+        return rows, which
 
-    def _blank(self, n: int, cause: _Cause) -> Interactions:
+    def _blank(self, cause: _Cause, which: npt.NDArray[np.intp]) -> Interactions:
+        """A row for each of the causes at the places `which`."""
         recent, width, drawn = self._widths
+        n = len(which)
 
         def filled(value: Any, dtype: Any, *shape: int) -> Any:
             return np.full((n, *shape), value, dtype)
 
         return Interactions(
             data=cause.data,
-            event=filled(cause.span, np.int32, 2),
+            event=cause.span[which],
             code=filled(-1, np.int32),
             event_type=filled(0, np.uint8),
             token=filled(0, np.uint64),
             time_ms=filled(0, np.int64),
             weight=filled(0, np.float32),
             value=filled(np.nan, np.float64),
-            partition=filled(cause.partition, np.int32),
-            offset=filled(cause.offset, np.int64),
+            partition=cause.partition[which],
+            offset=cause.offset[which],
             recent=filled(-1, np.int32, recent),
             negatives=filled(-1, np.int32, drawn),
             before=filled(0, np.float32, width),

@@ -41,7 +41,7 @@ from streams.follower import Follower
 from streams.intake import Batch, Intake
 from streams.item_rejects import ItemRejects
 from streams.learner import Learner, joined
-from streams.learning_log import Interactions
+from streams.learning_log import Interactions, in_phases
 from streams.metrics import StageClock
 from streams.outbox import Outbox
 from streams.records import Record
@@ -273,7 +273,9 @@ class Worker:
                 OutputRecords(self.settings.names["recommendations"], None, keys, [None] * len(keys))
             )
         rows = [withdrawals.forget_user(one, batch.events) for one in batch.forgotten]
-        return [some for some in (*rows, withdrawals.forget_items(removed, batch.events)) if some is not None]
+        gone = joined([some for some in rows if some is not None])
+        rows = [None if gone is None else in_phases(gone), withdrawals.forget_items(removed, batch.events)]
+        return [some for some in rows if some is not None]
 
     def _odd_items(self) -> list[tuple[Record, Rejected | Tombstone]]:
         """Rejected `items` records, for the dead letters, and tombstones, for the learning log: the owner of

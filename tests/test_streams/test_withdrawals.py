@@ -221,6 +221,24 @@ def test_long_streams_with_corrections_restart_bit_for_bit() -> None:
     assert min(stats[0].retracted, stats[0].retracts_unknown, stats[0].replaced) > 5
 
 
+@pytest.mark.parametrize("in_waves", [True, False])
+def test_what_many_users_take_back_stands_kind_by_kind_in_the_log(in_waves: bool) -> None:
+    """Or each correction would cost every replica four batches of its own."""
+    worker, clean, users = Worker(settings_of()), Worker(settings_of()), [f"u{k}" for k in range(30)]
+    for k in range(3):
+        _logged(worker, [Ev(user, f"{user}-{k}", k, f"i{k}", "rating", rates=2.0) for user in users])
+    again = [Ev(user, f"{user}-4", 9, "i0", "rating", rates=4.0) for user in users]
+    batch = [Ev(user, f"{user}-3", 8, retracts=f"{user}-1") for user in users] + again
+    [log] = _logged(worker, batch, in_waves=in_waves)
+    assert (np.diff(log.kinds.astype(int)) != 0).sum() <= 8
+    assert (log.kinds == WITHDRAW).sum() == 60
+    for user in users:
+        _logged(clean, [Ev(user, "c2", 2, "i2", "rating"), Ev(user, "c4", 9, "i0", "rating")])
+    assert _counts(worker.items) == pytest.approx(_counts(clean.items), rel=1e-5, abs=1e-5)
+    stats = worker.shards[0].stats
+    assert (stats.retracted, stats.replaced, stats.retracts_unknown) == (30, 30, 0)
+
+
 # --- retract, rating ---
 
 

@@ -11,6 +11,7 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Topic
 
 from streams.clients import consumer_config, make_consumer
 from streams.errors import BrokerUnavailableError, SettingsError, TopicLayoutError, TransactionLostError
+from streams.held import Held
 from streams.kafka_errors import DENIED, GONE, fatal_error, is_passing, named
 from streams.records import Record
 from streams.retries import RETRIES
@@ -72,6 +73,7 @@ class Source:
         self._callback_error: Exception | None = None
         self._committed: dict[tuple[str, int], int] = {}
         self.generation = 0
+        self._held = Held(settings, self.consumer, self._position)
         self.consumer.subscribe(
             list(self._names),
             on_assign=self._kept(self._assigned),
@@ -178,7 +180,7 @@ class Source:
 
     def poll(self, limit: int, wait_s: float) -> list[Record]:
         """The next micro-batch: whatever has arrived, up to `limit`, waiting at most `wait_s` for the first
-        record.
+        record; tombstones of users behind the events that came before them (`streams.held`).
 
         Raises:
             FreshetError: a fatal client error (fenced, not authorised, topic gone); librdkafka retries all
@@ -192,7 +194,8 @@ class Source:
         if self._callback_error is not None:
             self._raise_callback_error()
         if generation == self.generation:
-            return batch
+            return self._held.exchange(batch)
+        self._held.clear()
         self._rewind()
         return []
 
@@ -251,11 +254,22 @@ class Source:
         has been read yet, the offset to start from."""
         moved = []
         for tp in self.consumer.position(self.consumer.assignment()):
-            if tp.offset < 0:
-                tp.offset = self._shards[tp.partition].next_offsets[self._names[tp.topic]]
+            tp.offset = self._read_to(tp)
+            if self._names[tp.topic] == "users" and (held := self._held.offset(tp.partition)) is not None:
+                tp.offset = held
             if self._committed.get((tp.topic, tp.partition)) != tp.offset:
                 moved.append(tp)
         return moved
+
+    def _read_to(self, position: TopicPartition) -> int:
+        """The position's offset; where nothing has been read yet, the one to start from."""
+        if position.offset >= 0:
+            return position.offset
+        return self._shards[position.partition].next_offsets[self._names[position.topic]]
+
+    def _position(self, topic: str, partition: int) -> int:
+        [found] = self.consumer.position([TopicPartition(topic, partition)])
+        return self._read_to(found)
 
     def committed(self, offsets: list[TopicPartition]) -> None:
         self._committed.update({(tp.topic, tp.partition): tp.offset for tp in offsets})

@@ -12,6 +12,7 @@ import logging
 import os
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable
 from datetime import UTC, datetime
 
@@ -158,7 +159,7 @@ class TakenBack:
     """What the log says must not be trained on any more: withdrawn interactions and forgotten users."""
 
     def __init__(self) -> None:
-        self._withdrawn: dict[int, list[tuple[str, int]]] = {}
+        self._withdrawn: dict[int, Counter[tuple[str, int]]] = {}
         self._forgotten: set[int] = set()
 
     def add(self, record: LogRecord) -> None:
@@ -172,9 +173,10 @@ class TakenBack:
             record.column("time_ms", "<i8"),
             record.item_ids,
         )
-        for n in np.flatnonzero(kinds == WITHDRAW).tolist():
-            of_user = self._withdrawn.setdefault(int(tokens[n]), [])
-            of_user.append((item_ids[items[n]], int(times[n])))
+        trained_on = record.column("weight", "<f4") > 0
+        for n in np.flatnonzero((kinds == WITHDRAW) & trained_on).tolist():
+            of_user = self._withdrawn.setdefault(int(tokens[n]), Counter())
+            of_user[item_ids[items[n]], int(times[n])] += 1
 
     def rest_of(self, data: InteractionLog) -> InteractionLog:
         """`data` without them; of interactions alike the newest go first."""
@@ -182,12 +184,14 @@ class TakenBack:
             return data
         user, item, time_ms = (data.column(name) for name in ("user", "item", "time_ms"))
         keep = ~np.isin(user, np.array(sorted(self._forgotten), np.uint64))
-        left = {token: list(gone) for token, gone in self._withdrawn.items()}
+        left = {token: gone.copy() for token, gone in self._withdrawn.items()}
+        moments = {moment for gone in left.values() for _, moment in gone}
         concerned = keep & np.isin(user, np.array(sorted(left), np.uint64))
+        concerned &= np.isin(time_ms, np.array(sorted(moments), np.int64))
         for n in np.flatnonzero(concerned)[::-1].tolist():
             one = (data.item_ids[item[n]], int(time_ms[n]))
-            if one in left[int(user[n])]:
-                left[int(user[n])].remove(one)
+            if left[int(user[n])][one] > 0:
+                left[int(user[n])][one] -= 1
                 keep[n] = False
         rest = InteractionLog()
         columns = ("user", "item", "time_ms", "event_type", "weight", "offset")

@@ -211,6 +211,7 @@ class Intake:
         self._guards["users"].add()
         if isinstance(found, Tombstone):
             batch.forgotten.append(found)
+            shard.stats.misplaced += partition_for(found.key.encode(), self._partitions) != found.partition
 
     def _dead(self, message: Record, rejected: Rejected) -> OutputRecord:
         key, value, headers = dead_letter(message, rejected.reason, rejected.message)

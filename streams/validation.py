@@ -229,10 +229,13 @@ class EventValidator:
     def decode_user(
         self, value: bytes | None, key: bytes | None, partition: int, offset: int, kafka_time_ms: int
     ) -> AcceptedUser | Tombstone | Rejected:
-        """One record of `users`; a null value is the tombstone that forgets the user who is its key."""
+        """One record of `users`; a null value is the tombstone that forgets the user who is its key: where
+        it stands, for there stand the events of a producer with the same partitioner."""
         try:
             if value is None:
-                return Tombstone(key_id(key), partition, offset, kafka_time_ms)
+                user_id = key_id(key)
+                self._check_key(key, user_id, partition)
+                return Tombstone(user_id, partition, offset, kafka_time_ms)
             raw = parse_object(value, self._max_bytes, self._max_depth)
             user = _typed(raw, User)
             check_id("user_id", user.user_id)

@@ -19,6 +19,7 @@ from online_models.corrections import Past, forgetting, withdrawal
 from online_models.item_state import ItemState
 from online_models.learning_batch import LEARN, PAIR, UNCOUNT, UNPAIR, WITHDRAW
 from serving.training.dataset import InteractionLog
+from streams.clients import partition_for
 from streams.learning_log import (
     FORGET_ITEM,
     FORGET_USER,
@@ -30,7 +31,16 @@ from streams.learning_log import (
 from streams.trainer import TakenBack, append_record
 from streams.user_records import COLD_PREFIX
 from streams.validation import Tombstone
-from tests.test_streams.user_model import T0, Ev, Worker, live_users, record, settings_of
+from tests.test_streams.user_model import (
+    PARTITIONS,
+    T0,
+    TYPES,
+    Ev,
+    Worker,
+    live_users,
+    record,
+    settings_of,
+)
 
 WINDOW = 4  # of `settings_of`
 
@@ -372,6 +382,23 @@ def test_tombstones_and_profiles_of_users_are_told_apart() -> None:
     assert [one.key for one in batch.dead] == [b"w"]
     assert worker.shards[2].stats.users_rejected == 1
     assert set(batch.shards) == {0, 1, 2}
+
+
+def test_a_tombstone_in_another_partition_is_counted_or_refused() -> None:
+    """It finds nobody there, unless the user's events stand there too."""
+    key, own = b"u", partition_for(b"u", PARTITIONS)
+    messages = [record(None, key, p, 5, T0, "users") for p in range(PARTITIONS)]
+    lenient = Worker(settings_of())
+    assert len(lenient.intake.admit(messages, lenient.shards).forgotten) == PARTITIONS
+    assert [lenient.shards[p].stats.misplaced for p in range(PARTITIONS)] == [
+        int(p != own) for p in range(PARTITIONS)
+    ]
+    strict = Worker(settings_of(validation={"event_types": TYPES, "partitioning": "strict"}))
+    batch = strict.intake.admit(messages, strict.shards)
+    assert [one.partition for one in batch.forgotten] == [own]
+    assert [dict(one.headers or ())["freshet.errors.reason"] for one in batch.dead] == [
+        b"wrong_partition"
+    ] * 2
 
 
 def test_a_removed_item_is_forgotten_by_every_replica_at_the_same_place() -> None:

@@ -222,7 +222,10 @@ def forget(context: Context, user: str, timeout_s: float, as_json: bool) -> None
     elif forgotten.done:
         click.echo("forgotten; Kafka's compaction removes what older records of user-state still say")
     else:
-        click.echo(f"no worker has acted on it within {timeout_s:g} s; one will, once it runs and is past the user's events")
+        click.echo(
+            f"no worker has acted on it within {timeout_s:g} s; one will, once it runs and has learned the"
+            " events before it"
+        )
 
 
 @cli.command()

@@ -26,7 +26,7 @@ from serving.training.slow_path import Outcome, Stage, prepare, run_slow_path
 from serving.training.train import TrainingDivergedError
 from streams.errors import FreshetError
 from streams.events import ModelRecord
-from streams.learning_log import FORGET_USER, LogRecord, decode_record
+from streams.learning_log import FORGET_ITEM, FORGET_USER, LogRecord, decode_record
 from streams.model_records import announce, live_record, model_records, open_registry
 from streams.reading import PartitionReader, watermarks, where
 from streams.records import Record
@@ -110,7 +110,7 @@ class Trainer:
     def _append(self, message: Record) -> None:
         record = decode_record(message.value(), where(message))
         append_record(self._data, record, message.offset(), self._types)
-        self._taken_back.add(record)
+        self._taken_back.add(record, message.offset())
 
     def _due(self) -> bool:
         new = len(self._data) - self._trained_at
@@ -156,14 +156,17 @@ class Trainer:
 
 
 class TakenBack:
-    """What the log says must not be trained on any more: withdrawn interactions and forgotten users."""
+    """What the log says must not be trained on any more: withdrawn interactions, forgotten users, and what
+    was done with items before they were forgotten."""
 
     def __init__(self) -> None:
         self._withdrawn: dict[int, Counter[tuple[str, int]]] = {}
         self._forgotten: set[int] = set()
+        self._items: dict[str, int] = {}
+        """Offset in the log up to which an item is forgotten."""
 
-    def add(self, record: LogRecord) -> None:
-        """Take a log record in."""
+    def add(self, record: LogRecord, offset: int) -> None:
+        """Take the log record at `offset` in."""
         if not record.kind:
             return
         kinds, tokens = record.kinds, record.column("token", "<u8")
@@ -173,6 +176,8 @@ class TakenBack:
             record.column("time_ms", "<i8"),
             record.item_ids,
         )
+        for item in items[kinds == FORGET_ITEM].tolist():  # what the same record says of it stands before
+            self._items[item_ids[item]] = offset
         trained_on = record.column("weight", "<f4") > 0
         for n in np.flatnonzero((kinds == WITHDRAW) & trained_on).tolist():
             of_user = self._withdrawn.setdefault(int(tokens[n]), Counter())
@@ -180,10 +185,13 @@ class TakenBack:
 
     def rest_of(self, data: InteractionLog) -> InteractionLog:
         """`data` without them; of interactions alike the newest go first."""
-        if not self._withdrawn and not self._forgotten:
+        if not self._withdrawn and not self._forgotten and not self._items:
             return data
         user, item, time_ms = (data.column(name) for name in ("user", "item", "time_ms"))
         keep = ~np.isin(user, np.array(sorted(self._forgotten), np.uint64))
+        if self._items:
+            forgotten = np.array([self._items.get(item_id, -1) for item_id in data.item_ids], np.int64)
+            keep &= data.column("offset") > forgotten[item]
         left = {token: gone.copy() for token, gone in self._withdrawn.items()}
         moments = {moment for gone in left.values() for _, moment in gone}
         concerned = keep & np.isin(user, np.array(sorted(left), np.uint64))

@@ -433,18 +433,24 @@ def test_nothing_that_was_taken_back_is_trained_on() -> None:
     events = [
         Ev("u", "e1", 1, "a", "rating"), Ev("u", "e2", 2, "b"), Ev("v", "f1", 3, "a"),
         Ev("u", "e3", 4, "a", "rating"),
-        Ev("u", "e4", 5, "c"), Ev("u", "e5", 6, retracts="e4"), Ev("w", "h", 7, "c"),
+        Ev("u", "e4", 5, "c"), Ev("u", "e5", 6, retracts="e4"), Ev("w", "h", 7, "c"), Ev("w", "h2", 8, "d"),
     ]  # fmt: skip
-    for record_ in [*_logged(worker, events), *_forget(worker, "v")]:
-        append_record(data, record_, 0, {})
-        taken_back.add(record_)
+    log = [*_logged(worker, events), *_forget(worker, "v")]
+    rows = worker.learner.withdrawals.forget_items([Tombstone("d", 0, 1, T0)], worker.admit([]).events)
+    assert rows is not None
+    log += [decode_record(value, "here") for value in worker.learner.log.pack(rows)]
+    log += _logged(worker, [Ev("w", "h3", 9, "d")])
+    for offset, record_ in enumerate(log):
+        append_record(data, record_, offset, {})
+        taken_back.add(record_, offset)
     rest = taken_back.rest_of(data)
-    assert len(data) == 6
+    assert len(data) == 8
     found = zip(rest.column("item").tolist(), rest.column("time_ms").tolist(), strict=True)
     assert sorted((rest.item_ids[item], time_ms - T0) for item, time_ms in found) == [
         ("a", 4),
         ("b", 2),
         ("c", 7),
+        ("d", 9),
     ]
     assert TakenBack().rest_of(data) is data
 

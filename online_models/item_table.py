@@ -126,11 +126,13 @@ class ItemTable:
     def find(self, batch: LearningBatch) -> tuple[LearningBatch, BatchRows]:
         """The events of a batch whose items have rows, and the rows of their columns. Changes nothing: what
         withdraws an interaction gives no item a row, and does not count as a use."""
-        index = np.append(self.rows(batch.item_ids), UNKNOWN)
+        index = np.append(self.rows(batch.item_ids), np.int32(UNKNOWN))
         kept = batch.take(np.flatnonzero(index[batch.item] >= 0))
         given, epochs = self.given[: len(self.ids)], kept.epochs()[:, None]
 
         def rows_of(column: NDArray[np.int32]) -> NDArray[np.int32]:
+            if not (column < UNKNOWN).any():
+                return index[column]  # -1, none, leads to the last
             row = np.where(column <= -2, -column - 2, UNKNOWN)
             past = (row >= 0) & (row < len(given))
             past[past] = given[row[past]] < np.broadcast_to(epochs, row.shape)[past]

@@ -21,9 +21,9 @@ __all__ = ["Held"]
 
 MOST = 1000
 """Records held of a partition beyond which no more of it are fetched."""
-QUIET_S = 2.0
-"""A position that has not moved for so long is at the end: what is missing there are markers of
-transactions."""
+AGAIN_S = 5.0
+"""Between two looks at where `events` ends: a partition that was cut short (its leader was lost) never gets to
+where it ended once."""
 LOOK_S = 1.0
 """The broker is asked no longer than this for where a partition ends; else it is asked again."""
 
@@ -34,8 +34,7 @@ class _Barrier:
 
     users_end: int
     events_end: int
-    position: int = -1
-    moved_at: float = 0.0
+    asked_at: float
 
 
 class Held:
@@ -91,11 +90,12 @@ class Held:
             ends = [self._end(topic, partition) for topic in (self._users, self._events)]  # in this order
             if ends[0] is None or ends[1] is None:
                 return False
-            barrier = self._barriers[partition] = _Barrier(ends[0], ends[1])
+            barrier = self._barriers[partition] = _Barrier(ends[0], ends[1], time.monotonic())
         position = self._position(self._events, partition)
-        if position != barrier.position:
-            barrier.position, barrier.moved_at = position, time.monotonic()
-        return position >= barrier.events_end or time.monotonic() - barrier.moved_at > QUIET_S
+        if position < barrier.events_end and time.monotonic() - barrier.asked_at > AGAIN_S:
+            barrier.asked_at, end = time.monotonic(), self._end(self._events, partition)
+            barrier.events_end = min(barrier.events_end, barrier.events_end if end is None else end)
+        return position >= barrier.events_end
 
     def _end(self, topic: str, partition: int) -> int | None:
         """Where a partition ends by now, None if the broker does not say."""

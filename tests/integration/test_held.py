@@ -37,7 +37,7 @@ def test_tombstones_wait_for_the_events_before_them(
 ) -> None:
     """In order, with the position before what is held, and no more fetched than can be held."""
     monkeypatch.setattr("streams.held.MOST", 2)
-    monkeypatch.setattr("streams.held.QUIET_S", 60.0)
+    monkeypatch.setattr("streams.held.AGAIN_S", 0.0)
     _send(settings)
     events, users = (TopicPartition(settings.names[name], 1) for name in ("events", "users"))
     shards = Shards(settings, "id", ["click"])

@@ -22,8 +22,8 @@ __all__ = ["Held"]
 MOST = 1000
 """Records held of a partition beyond which no more of it are fetched."""
 AGAIN_S = 5.0
-"""Between two looks at where `events` ends: a partition that was cut short (its leader was lost) never gets to
-where it ended once."""
+"""Between two looks at where `events` ends: a partition that was cut short (its leader was lost) never gets
+to where it ended once."""
 LOOK_S = 1.0
 """The broker is asked no longer than this for where a partition ends; else it is asked again."""
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import abc
 import hashlib
-import math
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -23,9 +22,11 @@ from online_models.corrections import (
     PAST_KEPT,
     RECENT_KEPT,
     Past,
+    check_id,
     event_code,
     forgetting,
     pack_pasts,
+    past_of,
     recent_items,
     record_of,
     unpack_pasts,
@@ -34,7 +35,6 @@ from online_models.corrections import (
 from online_models.item_table import ItemTable, pack_ids, unpack_ids
 from online_models.learning_batch import (
     LEARN,
-    MAX_ABS_WEIGHT,
     PAIR,
     UNCOUNT,
     UNPAIR,
@@ -146,7 +146,7 @@ class OnlineRanker(Ranker, abc.ABC):
             self._learn_events(waiting)
             waiting = [event] if kind == _RATING else []
             if kind == _RATING:
-                self._withdraw(event[0], self._last_rating(event[0], event[1]))
+                self._replace_rating(event)
             else:
                 self.retract(event[0], str((event[3] or {}).get("retracts", "")))
         self._learn_events(waiting)
@@ -156,8 +156,8 @@ class OnlineRanker(Ranker, abc.ABC):
         `corrections.RECENT_KEPT` events; of older ones, pairs that reach beyond the kept past stay), factors
         take a compensating step. False, and nothing changes, where the user has no such event among the last
         `corrections.PAST_KEPT`: it is unknown, withdrawn before, or too old."""
-        pasts = self._past.get(user, ()) if event_id else ()
-        place = next((q for q, past in enumerate(pasts) if past.event_id == event_id), -1)
+        pasts, wanted = self._past.get(user, ()), str(event_id)
+        place = next((q for q, past in enumerate(pasts) if past.event_id == wanted != ""), -1)
         return self._withdraw(user, place)
 
     def forget(self, user: str | None = None, *, item: str | None = None) -> None:
@@ -178,11 +178,11 @@ class OnlineRanker(Ranker, abc.ABC):
     def learn_item(self, item: str, x: Context) -> None:
         """Take in a catalogue entry: title, description, categories, labels, price, embeddings (name to list
         of floats), domain. Models that read no content pass over it; it is not part of the learning log."""
-        _check_id("item", item)
+        check_id("item", item)
 
     def learn_profile(self, user: str, x: Context) -> None:
         """Take in a user's labels. Models that read no profile pass over it."""
-        _check_id("user", user)
+        check_id("user", user)
 
     def correct(self, batch: LearningBatch, rows: BatchRows) -> None:
         """Every replica's step for a record that takes back or pairs anew, of `self.items.find`."""
@@ -235,7 +235,10 @@ class OnlineRanker(Ranker, abc.ABC):
         self, users: Sequence[str], k: int, exclude: Mapping[str, Collection[str]] | None = None
     ) -> list[list[tuple[str, float]]]:
         """For each user the k best known items with their scores, by falling score, then item id: what
-        sorting `predict_one` of every item gives, less those in exclude[user]."""
+        sorting `predict_one` of every item gives, less those in exclude[user]. Raises
+        ValueError for k < 0."""
+        if k < 0:
+            raise ValueError(f"k is {k}, but at least 0 is needed")
         by_id = self.items.rows_by_id()
         lists = []
         for user in users:
@@ -255,7 +258,7 @@ class OnlineRanker(Ranker, abc.ABC):
         """The owner's step for (user, item, y, x) in order: moves the users' state, returns the record."""
         recents: list[list[str]] = []
         moved: dict[str, list[str]] = {}
-        done = [_done(*event) for event in events]
+        done = [past_of(*event) for event in events]
         for (user, item, *_), past in zip(events, done, strict=True):
             recents.append(moved[user] if user in moved else self._recent.get(user, []))
             liked = [item] if past.weight >= 0.0 else []  # what a user dislikes is no sign of taste
@@ -333,10 +336,14 @@ class OnlineRanker(Ranker, abc.ABC):
         if (row := self.items.free(item)) >= 0:
             self.forget_rows(np.array([row], dtype=np.int32))
 
-    def _last_rating(self, user: str, item: str) -> int:
-        pasts = self._past.get(user, ())
-        places = (q for q, past in enumerate(pasts) if past.item == item and past.event_type == _RATING)
-        return next(places, -1)
+    def _replace_rating(self, event: tuple[str, str, float, Context | None]) -> None:
+        """Withdraw the user's last rating of the item, if he gave one and the new one can be learned."""
+        user, item, *_ = event
+        places = enumerate(self._past.get(user, ()))
+        place = next((q for q, past in places if past.item == item and past.event_type == _RATING), -1)
+        if place >= 0:
+            record_of([(0, past_of(*event))], [()]).validate()  # a refused one takes nothing back
+            self._withdraw(user, place)
 
     def _withdraw(self, user: str, place: int) -> bool:
         if place < 0:
@@ -356,29 +363,3 @@ def user_token(user: str) -> int:
 
 
 _RATING, _RETRACT = event_code("rating"), event_code("retract")
-
-
-def _done(user: str, item: str, y: float, x: Context | None) -> Past:
-    """One event of River's calls. Raises TypeError and ValueError, naming what is wrong."""
-    _check_id("user", user)
-    _check_id("item", item)
-    if not math.isfinite(y) or abs(y) > MAX_ABS_WEIGHT:
-        raise ValueError(
-            f"y is {y!r}, but a finite number from -{MAX_ABS_WEIGHT:g} to {MAX_ABS_WEIGHT:g} is needed"
-        )
-    context = x or {}
-    return Past(
-        item=item,
-        event_id=str(context.get("event_id") or ""),
-        time_ms=int(context.get("timestamp", 0)),
-        weight=float(np.float32(context.get("weight", y))),
-        event_type=event_code(context.get("event_type")),
-        value=float(np.float32(y)),
-    )
-
-
-def _check_id(kind: str, value: object) -> None:
-    if not isinstance(value, str) or not value:
-        raise TypeError(
-            f"{kind} must be a non-empty string, got {value!r} ({type(value).__name__}); use str()"
-        )

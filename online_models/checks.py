@@ -10,7 +10,7 @@ import importlib
 import inspect
 import pkgutil
 from collections.abc import Callable, Iterator, Sequence
-from itertools import pairwise
+from itertools import pairwise, product
 
 import numpy as np
 
@@ -173,13 +173,16 @@ def check_recommend_is_sorted_prediction(make: MakeModel) -> None:
 
 
 def check_bad_rewards_are_refused(make: MakeModel) -> None:
-    """What is not a finite number of stated size is refused by name, and changes nothing."""
+    """What is not a finite number of stated size is refused by name, and changes nothing; nor does a rating
+    that is refused take the one back that it would replace."""
     model = _learned(make(), random_events(10))
+    rating = {"event_type": "rating", "timestamp": 1_700_000_000_000}
+    model.learn_one("user-0", "item-0", 3.0, rating)
     before = model.digest()
-    for y in (float("nan"), float("inf"), -float("inf"), 1e7):
+    for y, x in product((float("nan"), float("inf"), -float("inf"), 1e7), (None, rating)):
         said = ""
         try:
-            model.learn_one("user-0", "item-0", y)
+            model.learn_one("user-0", "item-0", y, x)
         except ValueError as error:
             said = str(error)
         assert repr(y) in said or "weight" in said, (

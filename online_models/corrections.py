@@ -9,15 +9,26 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from online_models.learning_batch import LEARN, PAIR, UNCOUNT, UNPAIR, WITHDRAW, LearningBatch
+from online_models.learning_batch import (
+    LEARN,
+    MAX_ABS_WEIGHT,
+    MAX_TIME_MS,
+    PAIR,
+    UNCOUNT,
+    UNPAIR,
+    WITHDRAW,
+    LearningBatch,
+)
 
 __all__ = [
     "EVENT_TYPES",
     "PAST_KEPT",
     "Past",
+    "check_id",
     "event_code",
     "forgetting",
     "pack_pasts",
+    "past_of",
     "recent_items",
     "record_of",
     "unpack_pasts",
@@ -60,9 +71,52 @@ def event_code(name: object) -> int:
         if name not in EVENT_TYPES:
             raise ValueError(f"event_type is {name!r}, but one of {', '.join(EVENT_TYPES)} is needed")
         return EVENT_TYPES.index(name)
-    if isinstance(name, int) and 0 <= name <= 255:
-        return name
+    if isinstance(name, int | np.integer) and 0 <= name <= 255:
+        return int(name)
     raise ValueError(f"event_type is {name!r}, but a name or a code from 0 to 255 is needed")
+
+
+def past_of(user: str, item: str, y: float, x: Mapping[str, Any] | None) -> Past:
+    """One event of River's calls; what x states as None is not stated. Raises TypeError and ValueError,
+    naming what is wrong."""
+    context = x or {}
+    event_id, time_ms, weight = (context.get(name) for name in ("event_id", "timestamp", "weight"))
+    check_id("user", user)
+    check_id("item", item)
+    if event_id is not None and (event_id := str(event_id)):
+        check_id("event_id", event_id)
+    value = float(np.float32(_number("y", y, -MAX_ABS_WEIGHT, MAX_ABS_WEIGHT)))
+    return Past(
+        item=item,
+        event_id=event_id or "",
+        time_ms=0 if time_ms is None else int(_number("timestamp", time_ms, 0, MAX_TIME_MS)),
+        weight=value
+        if weight is None
+        else float(np.float32(_number("weight", weight, -MAX_ABS_WEIGHT, MAX_ABS_WEIGHT))),
+        event_type=event_code(context.get("event_type")),
+        value=value,
+    )
+
+
+def check_id(kind: str, value: object) -> None:
+    """Raises TypeError for what is no id, ValueError for one that no file or message can hold."""
+    if not isinstance(value, str) or not value:
+        raise TypeError(
+            f"{kind} must be a non-empty string, got {value!r} ({type(value).__name__}); use str()"
+        )
+    if not value.isascii():
+        try:
+            value.encode()
+        except UnicodeEncodeError as error:
+            raise ValueError(f"{kind} {value!r} is no Unicode text ({error}); mend its decoding") from error
+
+
+def _number(name: str, value: Any, low: float, high: float) -> Any:
+    if isinstance(value, str | bytes) or not hasattr(value, "__float__"):
+        raise TypeError(f"{name} is {value!r} ({type(value).__name__}), but a number is needed")
+    if not low <= value <= high:  # so written that NaN is refused
+        raise ValueError(f"{name} is {value!r}, but a finite number from {low:.15g} to {high:.15g} is needed")
+    return value
 
 
 def record_of(

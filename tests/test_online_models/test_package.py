@@ -6,9 +6,11 @@ import pkgutil
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 import online_models
+from online_models.registry import MODEL_NAMES
 
 
 def test_every_name_in_all_is_there() -> None:
@@ -34,9 +36,10 @@ def test_docstrings_show_what_happens(name: str) -> None:
     assert doctest.testmod(importlib.import_module(f"online_models.{name}")).failed == 0
 
 
-@pytest.mark.parametrize("name", ["covisitation", "popularity", "isgd"])
+@pytest.mark.parametrize("name", MODEL_NAMES)
 def test_every_model_has_a_doctest(name: str) -> None:
-    assert doctest.testmod(importlib.import_module(f"online_models.{name}")).attempted >= 2
+    tests = doctest.DocTestFinder().find(importlib.import_module(f"online_models.{name}"))
+    assert sum(len(test.examples) for test in tests) >= 2
 
 
 @pytest.mark.parametrize("bad", [None, 7, ""])
@@ -47,3 +50,57 @@ def test_ids_that_are_no_strings_are_refused(bad: object) -> None:
     with pytest.raises(TypeError, match="item must be a non-empty string"):
         model.learn_one("user", bad)
     assert len(model.items) == 0
+
+
+@pytest.mark.parametrize(
+    ("x", "said"),
+    [
+        ({"timestamp": float("nan")}, "timestamp is nan, but a finite number from 0 to 253402300799999"),
+        ({"timestamp": -1}, "timestamp is -1"),
+        ({"timestamp": 1e300}, r"timestamp is 1e\+300"),
+        ({"timestamp": "2020-01-01"}, r"timestamp is '2020-01-01' \(str\), but a number is needed"),
+        ({"weight": float("inf")}, "weight is inf"),
+        ({"weight": "2"}, "weight is '2'"),
+        ({"event_type": "sold"}, "event_type is 'sold', but one of impression, view"),
+        ({"event_type": 256}, "event_type is 256"),
+        ({"event_id": "\ud800"}, r"event_id '\\ud800' is no Unicode text"),
+    ],
+)
+def test_what_an_event_says_wrongly_is_named(x: dict[str, object], said: str) -> None:
+    model = online_models.CoVisitation()
+    model.learn_one("ann", "tea")
+    before = model.digest()
+    with pytest.raises((TypeError, ValueError), match=said):
+        model.learn_one("ann", "cup", 1.0, x)
+    assert model.digest() == before
+
+
+def test_an_id_that_no_file_can_hold_is_refused() -> None:
+    """A lone surrogate, as a wrong decoding makes: a snapshot could not be written any more."""
+    model = online_models.CoVisitation()
+    for user, item in (("\ud800", "tea"), ("ann", "\ud800")):
+        with pytest.raises(ValueError, match=r"'\\ud800' is no Unicode text"):
+            model.learn_one(user, item)
+    model.learn_one("Zoë", "\u8336")
+    assert model.to_bytes()
+
+
+def test_numbers_of_numpy_and_what_is_none_are_taken_as_meant() -> None:
+    one, other = online_models.CoVisitation(), online_models.CoVisitation()
+    one.learn_one("ann", "tea", 2.0, {"timestamp": 5, "event_type": "click", "event_id": "17"})
+    one.learn_one("ann", "cup")
+    x = {"timestamp": np.int64(5), "event_type": np.uint8(2), "event_id": 17, "weight": None}
+    other.learn_one("ann", "tea", np.float32(2.0), x)
+    other.learn_one("ann", "cup", 1, {"timestamp": None, "event_type": None, "event_id": None})
+    assert one.digest() == other.digest()
+    assert other.retract("ann", 17)  # type: ignore[arg-type]  # as the event's own id was given
+    assert one.retract("ann", "17")
+    assert one.digest() == other.digest()
+
+
+def test_a_list_of_fewer_than_no_items_is_refused() -> None:
+    model = online_models.DecayedPopularity()
+    model.learn_one("ann", "tea")
+    assert model.recommend(["ann"], 0) == [[]]
+    with pytest.raises(ValueError, match="k is -1, but at least 0"):
+        model.recommend(["ann"], -1)

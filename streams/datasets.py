@@ -190,11 +190,13 @@ def _keep(files: dict[str, bytes], folder: Path) -> None:
 
 def _rows(path: Path, delimiter: str) -> Iterator[tuple[int, dict[str, str]]]:
     """Line number and named fields of each row; RecBole's `name:type` headers lose their types."""
-    with path.open(encoding="utf-8", newline="") as file:
+    with path.open(encoding="utf-8-sig", newline="") as file:  # spreadsheets begin with a byte order mark
         tabs = delimiter == "\t"  # RecBole's files quote nothing, and titles hold quotes
         reader = csv.reader(file, delimiter=delimiter, quoting=csv.QUOTE_NONE if tabs else csv.QUOTE_MINIMAL)
         header = [name.partition(":")[0].strip() for name in next(reader, [])]
         for row in reader:
+            if not row:  # an empty line, as many files end with
+                continue
             if len(row) != len(header):
                 raise DatasetError(
                     f"{path}, line {reader.line_num}: {len(row)} fields, and the header has {len(header)}."

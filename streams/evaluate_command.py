@@ -114,6 +114,10 @@ def evaluate(
     from streams.evaluate_search import search_models
     from streams.evaluate_tables import print_tables
 
+    if report is not None and not report.absolute().parent.is_dir():  # before the run, which may take long
+        raise FreshetError(
+            f"--report {report}: there is no folder {report.absolute().parent}; make it first."
+        )
     given = _parameters(parameters)
     chosen = _models(models, given)
     others = _peers(peers, protocol, positive_from, seed)
@@ -180,10 +184,17 @@ def _models(names: str, parameters: Mapping[str, Mapping[str, Any]]) -> dict[str
         raise FreshetError(f"--models names none; there are {', '.join(MODEL_NAMES)}, or all.")
     if unused := sorted(set(parameters) - set(chosen)):
         raise FreshetError(f"--param names {', '.join(unused)}, which --models doesn't.")
-    try:
-        return {name: make_model(name, dict(parameters.get(name, {}))) for name in chosen}
-    except (ValueError, TypeError) as error:
-        raise FreshetError(f"{error}.") from error
+    made: dict[str, Evaluated] = {}
+    for name in chosen:
+        own = dict(parameters.get(name, {}))
+        try:
+            made[name] = make_model(name, own)
+        except ValueError as error:
+            raise FreshetError(f"{error}.") from error
+        except TypeError as error:  # a value of another type; the models' own words name none
+            stated = ", ".join(f"{name}.{key}={value!r}" for key, value in own.items())
+            raise FreshetError(f"--param: a value of {stated} has the wrong type ({error}).") from error
+    return made
 
 
 def _parameters(texts: Sequence[str]) -> dict[str, dict[str, Any]]:

@@ -91,6 +91,19 @@ class Interactions(Sequence["Interaction"]):
             raise DatasetError(
                 f"event {event.event_id}: value {event.value} is not finite. Mend or remove it."
             )
+        from online_models.learning_batch import MAX_TIME_MS
+
+        try:
+            at = _time_ms(event)
+        except (ValueError, OverflowError) as error:
+            raise DatasetError(
+                f"event {event.event_id}: timestamp {event.timestamp!r} is no time ({error}). Mend it."
+            ) from error
+        if not 0 <= at <= MAX_TIME_MS:
+            raise DatasetError(
+                f"event {event.event_id}: timestamp {event.timestamp!r} is {at} ms, outside 0 to"
+                f" {MAX_TIME_MS} (1970 to 9999). Mend it, or remove the event."
+            )
 
     def _is_used(self, event: Event, min_rating: float | None) -> bool:
         if not event.item_id or self._weights[event.event_type] == 0.0:
@@ -99,18 +112,22 @@ class Interactions(Sequence["Interaction"]):
 
     def _interaction(self, event: Event) -> Interaction:
         from online_models.evaluation.interactions import Interaction
-        from streams.datasets import time_ms
 
         weight = self._weights[event.event_type]
         rating = event.value if event.event_type == "rating" else None
-        at = event.timestamp
         x = {
-            "timestamp": at if isinstance(at, int) else time_ms(at),
+            "timestamp": _time_ms(event),
             "weight": weight,
             "event_type": self._codes[event.event_type],
             "event_id": event.event_id,
         }
         return Interaction(event.user_id, str(event.item_id), weight if rating is None else rating, x, rating)
+
+
+def _time_ms(event: Event) -> int:
+    from streams.datasets import time_ms
+
+    return event.timestamp if isinstance(event.timestamp, int) else time_ms(event.timestamp)
 
 
 def _codes(weights: Mapping[str, float]) -> dict[str, int]:

@@ -90,7 +90,7 @@ def test_numbers_of_numpy_and_what_is_none_are_taken_as_meant() -> None:
     one.learn_one("ann", "tea", 2.0, {"timestamp": 5, "event_type": "click", "event_id": "17"})
     one.learn_one("ann", "cup")
     x = {"timestamp": np.int64(5), "event_type": np.uint8(2), "event_id": 17, "weight": None}
-    other.learn_one("ann", "tea", np.float32(2.0), x)
+    other.learn_one("ann", "tea", np.float32(2.0), x)  # type: ignore[arg-type]  # as arrays give it
     other.learn_one("ann", "cup", 1, {"timestamp": None, "event_type": None, "event_id": None})
     assert one.digest() == other.digest()
     assert other.retract("ann", 17)  # type: ignore[arg-type]  # as the event's own id was given

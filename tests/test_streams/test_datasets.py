@@ -190,3 +190,15 @@ def test_the_synthetic_set_carries_its_truth() -> None:
     dataset = load_dataset("synthetic")
     assert dataset.truth is not None
     assert dataset.items.keys() == dataset.truth.item_community.keys()
+
+
+def test_empty_lines_and_a_byte_order_mark_are_passed_over(tmp_path: Path) -> None:
+    """As editors and spreadsheets write them."""
+    (tmp_path / "shop.inter").write_text("user_id:token\titem_id:token\na\tx\n\nb\ty\n\n")
+    (tmp_path / "shop.csv").write_text("\ufeffuser_id,item_id,timestamp\r\na,x,1\r\nb,y,2\r\n\r\n")
+    for name in ("shop.inter", "shop.csv"):
+        events = load_dataset(str(tmp_path / name)).events
+        assert [(event.user_id, event.item_id) for event in events] == [("a", "x"), ("b", "y")]
+    (tmp_path / "short.csv").write_text("user_id,item_id,timestamp\na,x,1\n\nb,y\n")
+    with pytest.raises(DatasetError, match=r"short\.csv, line 4: 2 fields, and the header has 3"):
+        load_dataset(str(tmp_path / "short.csv"))

@@ -201,6 +201,8 @@ def test_tables_and_the_page(ratings: Path, tmp_path: Path) -> None:
         (["--column", "colour=x"], r"no column colour can be named"),
         (["--column", "user_id=who"], r"has no column who"),
         (["--min-rating", "6"], r"holds no event"),
+        (["--models", "isgd", "--param", "isgd.dimension=few"], r"isgd\.dimension='few' has the wrong type"),
+        (["--report", "no/folder/page.html"], r"--report .*page\.html: there is no folder no/folder"),
     ],
 )
 def test_mistakes_are_named(ratings: Path, arguments: list[str], message: str) -> None:
@@ -301,6 +303,8 @@ def _x(time_ms: int, weight: float, code: int, event_id: str) -> dict[str, Any]:
         (event(7, "rating", value=math.nan), "event e7: value nan is not finite"),
         (Event(event_id="e7", user_id="", event_type="click", timestamp=1, item_id="x"), "e7 has no user_id"),
         (event(7, "impression"), "holds no event with an item"),
+        (event(7, "click", timestamp="noon"), "event e7: timestamp 'noon' is no time"),
+        (event(7, "click", timestamp=-1), "event e7: timestamp -1 is -1 ms, outside 0 to 253402300799999"),
     ],
 )
 def test_events_that_can_not_be_learned_are_named(bad: Event, message: str) -> None:

@@ -176,7 +176,7 @@ def test_what_is_disliked_pushes_away() -> None:
 
 
 def test_features_alone_answer_for_a_third_user() -> None:
-    """Case "four ratings": items by two numbers each; the third user and the third item have no event."""
+    """Case "four ratings": items by two numbers each; the third user has no event."""
     model = ContentModel()
     for item, numbers in {"i1": [0.3, 0.4], "i2": [0.5, 0.6], "i3": [0.7, 0.8]}.items():
         model.learn_item(item, {"embeddings": {"features": numbers}})
@@ -185,7 +185,7 @@ def test_features_alone_answer_for_a_third_user() -> None:
             ("u1", "i1", 5.0),
             ("u1", "i2", 3.0),
             ("u2", "i1", 4.0),
-            ("u2", "i2", 2.0),
+            ("u2", "i3", 2.0),
         ]:
             model.learn_one(user, item, rating - 3.5)
     answers = [model.predict_one("u3", item) for item in ("i1", "i2", "i3")]

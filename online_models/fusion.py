@@ -11,9 +11,11 @@ from numpy.typing import NDArray
 
 from online_models import fusion_kernels
 from online_models.base import Arrays, Context, OnlineRanker
+from online_models.follow_graph import is_follow
 from online_models.fusion_kernels import BUCKETS, FusionState
 from online_models.fusion_parts import (
     Part,
+    followers,
     forget_user,
     join_records,
     made_parts,
@@ -65,8 +67,9 @@ class Fusion(OnlineRanker):
     item leaves the ring; the weights, which say how far the parts were to be trusted, stay as they are.
 
     Parameters: parts, models by name, of which fresh clones learn, or names separated by commas: "short_term"
-    and "long_term" (co-visitation over 2 and over 30 items), "popular_now" (half-life two days), and the
-    registry's, with their defaults; candidates m; learning_rate; floor epsilon; lowest_weight,
+    and "long_term" (co-visitation over 2 and over 30 items), "popular_now" (half-life two days), and those of
+    the registry, with their defaults, that a record of the log can ask (another is refused by name);
+    candidates m; learning_rate; floor epsilon; lowest_weight,
     highest_weight; shrinkage of delta towards 0; ring_size; external_weight; seed.
 
     >>> model = Fusion("short_term,popularity")
@@ -135,9 +138,16 @@ class Fusion(OnlineRanker):
             part.model.items = self._part_items
 
     def learn_user(self, events: Sequence[tuple[str, str, float, Context | None]]) -> LearningBatch:
-        """As the base's, with the parts' factors and negatives; one event at a time."""
+        """As the base's, with the parts' factors and negatives; one event at a time. Where a part knows whom
+        a user follows, an event of type follow is for such parts alone, and gives a record of none."""
         if len(events) != 1:
             raise ValueError(f"{len(events)} events, but a fusion's owner learns one before it is applied")
+        if is_follow(events[0][3]) and (following := followers(self._parts)):
+            for model in following:
+                model.learn_user(events)
+            batch = super().learn_user([])
+            batch.user_before = batch.user_after = np.zeros((0, record_width(self._parts)), dtype=np.float32)
+            return batch
         records = [part.model.learn_user(events) for part in self._parts if part.is_owner]
         batch = super().learn_user(events)
         if records:
@@ -158,6 +168,10 @@ class Fusion(OnlineRanker):
             self._state.counters[0] += 1
             if one.weight[0] > 0.0:
                 fusion_kernels.fusion_push(found.item[0], self._ring_counts(), self._state)
+
+    def retract(self, user: str, event_id: str) -> bool:
+        unfollowed = [model.withdraw_follow(user, event_id) for model in followers(self._parts)]
+        return any(unfollowed) or super().retract(user, event_id)
 
     def correct(self, batch: LearningBatch, rows: BatchRows) -> None:
         """Every part's own step: parts of counts and of pairs take back what factors can't."""

@@ -18,6 +18,7 @@ from online_models.learning_batch import BatchRows, LearningBatch
 __all__ = [
     "OWN_NAMES",
     "Part",
+    "followers",
     "forget_user",
     "join_records",
     "made_parts",
@@ -155,6 +156,11 @@ def join_records(batch: LearningBatch, records: Sequence[LearningBatch]) -> None
     batch.negatives = np.array([negatives], dtype=np.int32).reshape(1, len(negatives))
     batch.user_before = np.concatenate([*(record.user_before for record in records), counts], axis=1)
     batch.user_after = np.concatenate([*(record.user_after for record in records), counts], axis=1)
+
+
+def followers(parts: Sequence[Part]) -> list[Any]:
+    """The parts' models that know whom a user follows."""
+    return [part.model for part in parts if hasattr(part.model, "withdraw_follow")]
 
 
 def record_width(parts: Sequence[Part]) -> int:

@@ -98,6 +98,10 @@ class SocialRanker(OnlineRanker):
         """A user follows another no more. No error where he didn't."""
         self._graph.unfollow(user, target, token)
 
+    def withdraw_follow(self, user: str, event_id: str) -> bool:
+        """Drop whom a user follows since that event; False where it was no such event."""
+        return self._graph.withdraw(user, event_id)
+
     def trust(self, user: str, target: str) -> float:
         """Trust of a user in another, 0 where he doesn't follow him."""
         return self._graph.trust(user, user_token(target))
@@ -132,7 +136,7 @@ class SocialRanker(OnlineRanker):
             self._move_trust(user, batch, event, back=True)
 
     def retract(self, user: str, event_id: str) -> bool:
-        return self._graph.withdraw(user, event_id) or super().retract(user, event_id)
+        return self.withdraw_follow(user, event_id) or super().retract(user, event_id)
 
     def forget_rows(self, rows: NDArray[np.int32]) -> None:
         self._histories.forget_items(rows)

@@ -86,6 +86,10 @@ class SocialMF(ISGD):
         """A user follows another no more. No error where he didn't."""
         self._graph.unfollow(user, target, token)
 
+    def withdraw_follow(self, user: str, event_id: str) -> bool:
+        """Drop whom a user follows since that event; False where it was no such event."""
+        return self._graph.withdraw(user, event_id)
+
     def trust(self, user: str, target: str) -> float:
         """Trust of a user in another, 0 where he doesn't follow him."""
         return self._graph.trust(user, user_token(target))
@@ -119,7 +123,7 @@ class SocialMF(ISGD):
         self._keep_factors(batch)
 
     def retract(self, user: str, event_id: str) -> bool:
-        return self._graph.withdraw(user, event_id) or super().retract(user, event_id)
+        return self.withdraw_follow(user, event_id) or super().retract(user, event_id)
 
     def forget_users(self, tokens: NDArray[np.uint64]) -> None:
         for token in tokens.tolist():

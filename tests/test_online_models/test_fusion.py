@@ -16,6 +16,7 @@ from online_models import (
     DecayedPopularity,
     ItemTable,
     OnlineRanker,
+    SocialMF,
     StagePopularity,
     checks,
 )
@@ -436,3 +437,25 @@ def test_a_record_of_other_parts_is_refused() -> None:
     batch = Fusion(parts={"isgd": ISGD(dimension=6)}).learn_user([("u", "i", 1.0, None)])
     with pytest.raises(ValueError, match="6 dimensions, but these parts make 32"):
         model.apply(batch, model.items.resolve(batch))
+
+
+def test_whom_a_user_follows_is_for_the_parts_that_ask() -> None:
+    """A follow is no use of an item; the parts that are not social never hear of it."""
+    model = Fusion("social_mf,isgd,popularity")
+    model.learn_many(["ann", "bob"], ["tea", "cup"])
+    before = model.digest()
+    follow = {"event_type": "follow", "target_user": "bob", "event_id": "f"}
+    model.learn_one("ann", "nails", 1.0, follow)
+    social = model._parts[0].model
+    assert isinstance(social, SocialMF)
+    assert social.trust("ann", "bob") == 1.0
+    assert model.items.ids == ["tea", "cup"]
+    model.learn_one("ann", "cup")
+    assert model.retract("ann", "f")
+    assert social.trust("ann", "bob") == 0.0
+    assert not model.retract("ann", "f")
+    again = Fusion("social_mf,isgd,popularity")
+    again.learn_many(["ann", "bob"], ["tea", "cup"])
+    again.learn_one("ann", "nails", 1.0, follow)
+    again.retract("ann", "f")
+    assert again.digest() == before

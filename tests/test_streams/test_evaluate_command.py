@@ -202,7 +202,7 @@ def test_tables_and_the_page(ratings: Path, tmp_path: Path) -> None:
         (["--column", "user_id=who"], r"has no column who"),
         (["--min-rating", "6"], r"holds no event"),
         (["--models", "isgd", "--param", "isgd.dimension=few"], r"isgd\.dimension='few' has the wrong type"),
-        (["--report", "no/folder/page.html"], r"--report .*page\.html: there is no folder .*folder; make it first"),
+        (["--report", "no/folder/page.html"], r"page\.html: there is no folder .*folder; make it first"),
     ],
 )
 def test_mistakes_are_named(ratings: Path, arguments: list[str], message: str) -> None:

@@ -32,6 +32,7 @@ __all__ = [
     "recent_items",
     "record_of",
     "unpack_pasts",
+    "weight_of",
     "withdrawal",
 ]
 
@@ -96,6 +97,16 @@ def past_of(user: str, item: str, y: float, x: Mapping[str, Any] | None) -> Past
         event_type=event_code(context.get("event_type")),
         value=value,
     )
+
+
+def weight_of(y: float, x: Mapping[str, Any] | None) -> float:
+    """The weight that an event states, else its y.
+
+    >>> weight_of(4.0, {"weight": 1}), weight_of(4.0, {"weight": None}), weight_of(4.0, None)
+    (1.0, 4.0, 4.0)
+    """
+    stated = (x or {}).get("weight")
+    return float(y if stated is None else stated)
 
 
 def check_id(kind: str, value: object) -> None:

@@ -14,6 +14,7 @@ from river import drift
 from river.base import DriftDetector
 
 from online_models.base import Context, OnlineRanker
+from online_models.corrections import weight_of
 from online_models.item_table import ItemTable
 from online_models.learning_batch import MAX_ABS_WEIGHT, MAX_TIME_MS
 
@@ -150,12 +151,12 @@ class DriftMonitor:
     def context(self, y: float = 1.0, x: Context | None = None) -> Context | None:
         """x as the event is to be learned: with its time and weight as the answer makes them."""
         made = dict(x or {})
-        if self.leaps and "timestamp" in made:
+        if self.leaps and made.get("timestamp") is not None:
             time_ms = int(made["timestamp"])
             lead_ms = next((lead for start, lead in reversed(self.leaps) if time_ms >= start), 0)
             made["timestamp"] = min(time_ms + lead_ms, MAX_TIME_MS)
         if self.answer == "step" and self.answering:
-            weight = self.factor * float(made.get("weight", y))
+            weight = self.factor * weight_of(y, x)
             made["weight"] = min(max(weight, -MAX_ABS_WEIGHT), MAX_ABS_WEIGHT)
         return made if made else x
 
@@ -232,8 +233,8 @@ class MonitoredModel:
 
     def learn_one(self, user: str, item: str, y: float = 1.0, x: Context | None = None) -> None:
         """Judge, tell the monitor, learn."""
-        if float((x or {}).get("weight", y)) > 0.0:
-            self.monitor.update(self._hit(user, item), int((x or {}).get("timestamp", 0)))
+        if weight_of(y, x) > 0.0:
+            self.monitor.update(self._hit(user, item), int((x or {}).get("timestamp") or 0))
         self.model.learn_one(user, item, y, self.monitor.context(y, x))
 
     def predict_one(self, user: str, item: str, x: Context | None = None) -> float:

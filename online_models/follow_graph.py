@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from online_models.base import Arrays, Context, user_token
-from online_models.corrections import event_code
+from online_models.corrections import event_code, weight_of
 from online_models.item_table import pack_ids, unpack_ids
 
 __all__ = ["Edges", "FollowGraph", "check_follow", "is_follow"]
@@ -79,7 +79,7 @@ class FollowGraph:
         """Follow as an event says that `check_follow` passed, or, with a negative weight, unfollow."""
         user, _, y, x = event
         context = x or {}
-        if float(context.get("weight", y)) < 0.0:
+        if weight_of(y, x) < 0.0:
             self.unfollow(user, context["target_user"])
         else:
             self.follow(user, context["target_user"], event_id=str(context.get("event_id") or ""))
@@ -148,7 +148,7 @@ def check_follow(event: tuple[str, str, float, Context | None]) -> None:
     """Raises TypeError or ValueError for a follow that can't be learned, naming what is wrong."""
     user, _, y, x = event
     _check_edge(user, (x or {}).get("target_user"))
-    if not math.isfinite(weight := float((x or {}).get("weight", y))):
+    if not math.isfinite(weight := weight_of(y, x)):
         raise ValueError(f"weight of a follow is {weight!r}, but a finite number is needed")
 
 

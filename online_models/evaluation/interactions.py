@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from online_models import corrections
+
 __all__ = ["Interaction", "weight_of"]
 
 
@@ -27,4 +29,4 @@ def weight_of(event: Interaction) -> float:
     >>> weight_of(Interaction("ann", "tea", 4.0)), weight_of(Interaction("ann", "tea", 4.0, {"weight": 1}))
     (4.0, 1.0)
     """
-    return float((event.x or {}).get("weight", event.y))
+    return corrections.weight_of(event.y, event.x)

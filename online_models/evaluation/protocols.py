@@ -166,7 +166,7 @@ class _Late:
 
 
 def _time_ms(event: Interaction) -> int:
-    return int((event.x or {}).get("timestamp", 0))
+    return int((event.x or {}).get("timestamp") or 0)
 
 
 def _is_positive(event: Interaction, positive_from: float) -> bool:

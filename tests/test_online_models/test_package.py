@@ -10,6 +10,9 @@ import numpy as np
 import pytest
 
 import online_models
+from online_models.drift import DriftMonitor, MonitoredModel
+from online_models.evaluation.interactions import Interaction
+from online_models.evaluation.protocols import prequential
 from online_models.registry import MODEL_NAMES
 
 
@@ -96,6 +99,20 @@ def test_numbers_of_numpy_and_what_is_none_are_taken_as_meant() -> None:
     assert other.retract("ann", 17)  # type: ignore[arg-type]  # as the event's own id was given
     assert one.retract("ann", "17")
     assert one.digest() == other.digest()
+
+
+def test_a_follow_and_a_monitored_event_may_leave_weight_and_time_out() -> None:
+    nothing = {"timestamp": None, "weight": None}
+    model = online_models.SocialRanker()
+    model.learn_one("ann", "-", 1.0, {**nothing, "event_type": "follow", "target_user": "bob"})
+    assert model.trust("ann", "bob") == 1.0
+    watched = MonitoredModel(online_models.DecayedPopularity(), DriftMonitor())
+    watched.learn_one("ann", "tea", 1.0, nothing)
+    assert watched.monitor.events == 1
+    run = prequential(
+        {"popularity": online_models.DecayedPopularity()}, [Interaction("ann", "tea", 1.0, nothing)]
+    )
+    assert len(run.event) == 1
 
 
 def test_a_list_of_fewer_than_no_items_is_refused() -> None:

@@ -103,7 +103,12 @@ def test_small_demo_ends_with_a_summary_and_leaves_nothing(folder: Path) -> None
 
 
 @pytest.mark.parametrize(
-    "number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow), signal.SIGKILL]
+    "number",
+    [
+        signal.SIGINT,
+        pytest.param(signal.SIGTERM, marks=pytest.mark.slow),
+        pytest.param(signal.SIGKILL, marks=pytest.mark.slow),
+    ],
 )
 def test_interrupted_demo_leaves_nothing(folder: Path, number: signal.Signals) -> None:
     demo = start_demo(folder, "--rate", "200")

@@ -274,6 +274,7 @@ def test_missing_topics_and_a_taken_port_are_said(
         assert second.stop() == 1
 
 
+@pytest.mark.slow
 def test_broker_down_is_said_and_recovered_from(tmp_path: Path) -> None:
     """A broker of its own, since it is stopped and started again."""
     info = start_broker(data_dir=tmp_path / "kafka", remember=False, die_with_parent=True)

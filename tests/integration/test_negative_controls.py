@@ -87,6 +87,7 @@ def _list_findings(fleet: Deployment, kind: str) -> list[str]:
     return [f.text for f in found if f.kind == kind and f.text.startswith("lists of")]
 
 
+@pytest.mark.slow
 def test_a_plain_faust_agent_duplicates_lists(fleet: Deployment, tmp_path: Path) -> None:
     fleet.produce("events", stream_of(100, seed=23))
     killed = _control(fleet, "faust_agent", tmp_path, crash_at=250)
@@ -114,6 +115,7 @@ def _gone_back(run: Run) -> Run:
     return dataclasses.replace(run, commits=[*run.commits, late])
 
 
+@pytest.mark.slow
 def test_a_zombie_and_a_changed_reading_are_seen(fleet: Deployment) -> None:
     """A clean run, doctored in the ways that no program at hand would do."""
     witness = Witness(fleet.settings)

@@ -86,6 +86,7 @@ def _elsewhere(n: int, name: str) -> list[Input]:
     return [i._replace(partition=(partition_for(i.key or b"", 4) + 1) % 4) for i in made]
 
 
+@pytest.mark.slow
 def test_at_least_once_misplaced_records_and_partitions_added(fleet: Deployment) -> None:
     fleet.produce("events", [*stream_of(300, seed=32), *_elsewhere(20, "lenient")])
     fleet.worker(None, WORKER__DELIVERY="at_least_once")

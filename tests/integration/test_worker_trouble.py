@@ -23,7 +23,10 @@ def fleet(settings: Settings, freshet_env: dict[str, str], tmp_path: Path) -> It
         yield made
 
 
-@pytest.mark.parametrize("after_s", [0.7, 1.5, 2.5, 3.5])
+@pytest.mark.parametrize(
+    "after_s",
+    [0.7, pytest.param(1.5, marks=pytest.mark.slow), 2.5, pytest.param(3.5, marks=pytest.mark.slow)],
+)
 def test_sigterm_while_starting_ends_cleanly(fleet: Deployment, after_s: float) -> None:
     """Before, in and after the restore of a changelog: exit 0 within 10 s, nothing taken."""
     fleet.produce("events", stream_of(300, seed=2))

@@ -85,7 +85,7 @@ class AnyChanges(RuleBasedStateMachine):
 
 
 TestAnyChanges = AnyChanges.TestCase
-TestAnyChanges.settings = settings(max_examples=15, stateful_step_count=8, deadline=None)
+TestAnyChanges.settings = settings(max_examples=8, stateful_step_count=8, deadline=None)
 
 
 @pytest.fixture(scope="module")

@@ -6,9 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 
-import llvmlite.binding  # type: ignore[import-untyped]  # ships no types
 import msgspec
-import numba
 import numpy as np
 import safetensors.numpy
 from numpy.typing import NDArray
@@ -18,14 +16,13 @@ from online_models.covisitation import CoVisitation
 from online_models.errors import SnapshotMismatchError
 from online_models.isgd import ISGD
 from online_models.item_table import ItemTable
-from online_models.kernels import KERNEL_VERSION
 from online_models.learning_batch import LEARN, WITHDRAW, LearningBatch
 from online_models.popularity import DecayedPopularity
 from online_models.settings import ModelSettings
+from online_models.snapshot import METADATA_KEY, bits_target, metadata_of
 
 __all__ = ["ItemState", "ModelSettings", "settings_digest", "warm_up"]
 
-METADATA_KEY = "freshet"
 SNAPSHOT_FORMAT = 3
 
 
@@ -187,7 +184,7 @@ class ItemState:
         target, and safetensors' own error for bytes that are no snapshot.
         """
         arrays = safetensors.numpy.load(data)  # first: it checks the header that is read next
-        metadata = _read_metadata(data)
+        metadata = metadata_of(data)
         if metadata.get("format") != str(SNAPSHOT_FORMAT):
             raise SnapshotMismatchError(
                 f"snapshot has format {metadata.get('format')}, this program reads {SNAPSHOT_FORMAT}; "
@@ -212,21 +209,8 @@ class ItemState:
 
 def settings_digest(settings: ModelSettings) -> str:
     """SHA-256 (hex) over all that decides the state's bits: settings, kernels, compiler, target CPU."""
-    target = {
-        "settings": msgspec.to_builtins(settings),
-        "kernel_version": KERNEL_VERSION,
-        "cpu_name": _cpu_setting("CPU_NAME") or llvmlite.binding.get_host_cpu_name(),
-        "cpu_features": _cpu_setting("CPU_FEATURES") or llvmlite.binding.get_host_cpu_features().flatten(),
-        "numba": numba.__version__,
-        "numpy": np.__version__,
-    }
+    target = {"settings": msgspec.to_builtins(settings), **bits_target()}
     return hashlib.sha256(json.dumps(target, sort_keys=True).encode()).hexdigest()
-
-
-def _cpu_setting(name: str) -> str | None:
-    """What NUMBA_CPU_NAME and NUMBA_CPU_FEATURES force, if anything; numba sets these names at run time."""
-    value: str | None = getattr(numba.config, name)
-    return value
 
 
 def warm_up(settings: ModelSettings) -> None:
@@ -251,11 +235,3 @@ def warm_up(settings: ModelSettings) -> None:
     state.covisitation.score(none, none)
     state.factors.retrieve(after, 1)
     state.factors.score(after, none)
-
-
-def _read_metadata(data: bytes) -> dict[str, str]:
-    """The metadata of safetensors: 8 bytes of little-endian header length, then the header as JSON."""
-    length = int.from_bytes(data[:8], "little")
-    header: dict[str, dict[str, str]] = json.loads(data[8 : 8 + length])
-    found: dict[str, str] = json.loads(header.get("__metadata__", {}).get(METADATA_KEY, "{}"))
-    return found

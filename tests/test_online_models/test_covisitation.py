@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from online_models import CoVisitation, checks
 from online_models.prequential import Interaction, evaluate
+from tests.test_online_models.retrieval import assert_retrieve_is_score_sorted
 
 
 def dense_scores(model: CoVisitation, events: list[tuple[str, str]], user: str) -> dict[str, float]:
@@ -54,19 +55,7 @@ def test_scores_follow_the_equation(
 def test_retrieve_is_score_sorted(events: list[tuple[str, str]], k: int, excluded: list[int]) -> None:
     model = CoVisitation()
     model.learn_many([user for user, _ in events], [item for _, item in events])
-    recent = np.concatenate([model.recent_rows(user, 12) for user in "uvwx"])
-    exclude = np.array([excluded] * 4, dtype=np.int32).reshape(4, len(excluded))
-    every_row = np.tile(np.arange(len(model.items), dtype=np.int32), (4, 1))
-    scores = model.score(recent, every_row)
-    for _ in range(2):  # scratch left by the first call must not show in the second
-        rows, found = model.retrieve(recent, k, exclude)
-        for user in range(4):
-            order = sorted(
-                (row for row in range(len(model.items)) if scores[user, row] > 0 and row not in excluded),
-                key=lambda row: (-scores[user, row], row),
-            )[:k]
-            assert rows[user].tolist() == order + [-1] * (k - len(order))
-            assert found[user].tolist() == [scores[user, row] for row in order] + [0.0] * (k - len(order))
+    assert_retrieve_is_score_sorted(model, k, excluded)
 
 
 def test_contributions_sum_to_the_score() -> None:

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from online_models import CoVisitation, ItemGraph, checks
 from online_models.prequential import Interaction, evaluate
+from tests.test_online_models.retrieval import assert_retrieve_is_score_sorted
 
 PLAIN = {"gap_decay": 1.0, "shrinkage": 0.0}
 EVENTS = st.lists(st.tuples(st.sampled_from("uvwx"), st.sampled_from("abcdefghij")), min_size=2, max_size=60)
@@ -148,19 +149,7 @@ def test_a_score_is_never_too_high(events: list[tuple[str, str]], pushes: int, h
 @settings(max_examples=15, deadline=None)
 def test_retrieve_is_score_sorted(events: list[tuple[str, str]], k: int, excluded: list[int]) -> None:
     model = learned(ItemGraph(), events)
-    recent = np.concatenate([model.recent_rows(user, 12) for user in "uvwx"])
-    exclude = np.array([excluded] * 4, dtype=np.int32).reshape(4, len(excluded))
-    every_row = np.tile(np.arange(len(model.items), dtype=np.int32), (4, 1))
-    scores = model.score(recent, every_row)
-    for _ in range(2):  # scratch left by the first call must not show in the second
-        rows, found = model.retrieve(recent, k, exclude)
-        for user in range(4):
-            order = sorted(
-                (row for row in range(len(model.items)) if scores[user, row] > 0 and row not in excluded),
-                key=lambda row: (-scores[user, row], row),
-            )[:k]
-            assert rows[user].tolist() == order + [-1] * (k - len(order))
-            assert found[user].tolist() == [scores[user, row] for row in order] + [0.0] * (k - len(order))
+    assert_retrieve_is_score_sorted(model, k, excluded)
 
 
 def test_no_walk_follows_a_negative_edge() -> None:

@@ -11,10 +11,11 @@ from numpy.typing import NDArray
 from online_models import als_kernels
 from online_models.als_kernels import Factors, Held, Objective, Work
 from online_models.base import RECENT_KEPT, Arrays, Context, OnlineRanker, contiguous_rows, user_token
-from online_models.factor_table import start_vectors
+from online_models.factor_table import require_one_event, start_vectors
 from online_models.item_table import UNLIMITED, grown
 from online_models.kernels import GIVEN
 from online_models.learning_batch import BatchRows, LearningBatch
+from online_models.parameters import require
 
 __all__ = ["AlternatingRanker"]
 
@@ -125,10 +126,7 @@ class AlternatingRanker(OnlineRanker):
 
     def learn_user(self, events: Sequence[tuple[str, str, float, Context | None]]) -> LearningBatch:
         """As the base's, with the user's factor; exact for one event at a time (`owner_reads_items`)."""
-        if len(events) != 1:
-            raise ValueError(
-                f"{len(events)} events, but a factor model's owner learns one before it is applied"
-            )
+        require_one_event(events)
         batch = super().learn_user(events)
         user, item = events[0][0], events[0][1]
         row = self.items.row(item)
@@ -299,12 +297,6 @@ class AlternatingRanker(OnlineRanker):
 
     def _start_vectors(self, ids: Sequence[str]) -> NDArray[np.float32]:
         return start_vectors(self.seed, ids, self.dimension, self.start_scale)
-
-
-def require(name: str, value: float, low: float, high: float) -> None:
-    """Raises ValueError, naming the parameter, unless low <= value <= high."""
-    if not low <= value <= high:
-        raise ValueError(f"{name} is {value}, but {low:g} to {high:g} is needed")
 
 
 def _scratch(dimension: int, most: int) -> Work:

@@ -96,9 +96,9 @@ class OnlineRanker(Ranker, abc.ABC):
         by a compensating step for factors. Every item has its row; no row is given or taken."""
         raise NotImplementedError(f"{type(self).__name__} can't unlearn")
 
+    @abc.abstractmethod
     def forget_rows(self, rows: NDArray[np.int32]) -> None:
         """Forget what was learned of the items that had these rows, as when the table gives them away."""
-        raise NotImplementedError(f"{type(self).__name__} can't forget an item")
 
     @abc.abstractmethod
     def score_rows(self, user: str, rows: NDArray[np.int32]) -> NDArray[np.float32]:

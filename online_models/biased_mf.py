@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 from online_models import biased_mf_kernels as kernels
 from online_models.base import Arrays, Context, OnlineRanker, contiguous_rows
 from online_models.biased_table import BiasedTable
-from online_models.item_table import pack_ids, unpack_ids
+from online_models.factor_table import pack_users, require_one_event, unpack_users
 from online_models.learning_batch import UNCOUNT, BatchRows, LearningBatch
+from online_models.parameters import require_ranges
 
 __all__ = ["BiasedMF"]
 
@@ -122,10 +123,7 @@ class BiasedMF(OnlineRanker):
 
     def learn_user(self, events: Sequence[tuple[str, str, float, Context | None]]) -> LearningBatch:
         """As the base's, with the user's [bias, factor]; one event at a time (`owner_reads_items`)."""
-        if len(events) != 1:
-            raise ValueError(
-                f"{len(events)} events, but a factor model's owner learns one before it is applied"
-            )
+        require_one_event(events)
         batch = super().learn_user(events)
         user, item = events[0][0], events[0][1]
         before = self._user_row(user)
@@ -202,16 +200,11 @@ class BiasedMF(OnlineRanker):
         self._totals = arrays["biased_mf.totals"].astype(np.float64)
 
     def to_arrays(self) -> Arrays:
-        users = list(self._users)
-        own = np.array(list(self._users.values()), dtype=np.float32).reshape(
-            len(users), self._table.dimension
-        )
-        return {**super().to_arrays(), **pack_ids("biased_mf.users", users), "biased_mf.users": own}
+        return {**super().to_arrays(), **pack_users("biased_mf.users", self._users, self._table.dimension)}
 
     def from_arrays(self, arrays: Mapping[str, NDArray[np.generic]]) -> None:
         super().from_arrays(arrays)
-        own = arrays["biased_mf.users"].astype(np.float32)
-        self._users = dict(zip(unpack_ids("biased_mf.users", arrays), own, strict=True))
+        self._users = unpack_users("biased_mf.users", arrays)
 
     def _user_row(self, user: str) -> NDArray[np.float32]:
         """float32[1 + d + 2], the start row for a user never seen; not to be written to."""
@@ -223,9 +216,7 @@ class BiasedMF(OnlineRanker):
 
     def _make_rule(self) -> kernels.Rule:
         """Raises ValueError for a parameter that is out of range, naming it."""
-        for name, least, most in _RANGES:
-            if not least <= getattr(self, name) <= most:
-                raise ValueError(f"{name} is {getattr(self, name)}, but {least:g} to {most:g} is needed")
+        require_ranges(self, _RANGES)
         low = -math.inf if self.low is None else float(self.low)
         high = math.inf if self.high is None else float(self.high)
         if not low < high:

@@ -10,9 +10,17 @@ from numpy.typing import NDArray
 from online_models import bpr_kernels as kernels
 from online_models.base import Arrays, Context, OnlineRanker, contiguous_rows
 from online_models.biased_table import BiasedTable
-from online_models.factor_table import event_hash, name_negatives, withdrawn_hash
-from online_models.item_table import grown, pack_ids, unpack_ids
+from online_models.factor_table import (
+    event_hash,
+    name_negatives,
+    pack_users,
+    require_one_event,
+    unpack_users,
+    withdrawn_hash,
+)
+from online_models.item_table import grown
 from online_models.learning_batch import UNCOUNT, BatchRows, LearningBatch
+from online_models.parameters import require_ranges
 
 __all__ = ["BPR"]
 
@@ -112,10 +120,7 @@ class BPR(OnlineRanker):
 
     def learn_user(self, events: Sequence[tuple[str, str, float, Context | None]]) -> LearningBatch:
         """As the base's, with factors and negatives; one event at a time (`owner_reads_items`)."""
-        if len(events) != 1:
-            raise ValueError(
-                f"{len(events)} events, but a factor model's owner learns one before it is applied"
-            )
+        require_one_event(events)
         batch = super().learn_user(events)
         user, item = events[0][0], events[0][1]
         hashed = event_hash(self.seed, self._past[user][0].event_id, user, item, int(batch.time_ms[0]))
@@ -205,14 +210,11 @@ class BPR(OnlineRanker):
         self._build_tree()
 
     def to_arrays(self) -> Arrays:
-        users = list(self._users)
-        own = np.array(list(self._users.values()), dtype=np.float32).reshape(len(users), self.dimension)
-        return {**super().to_arrays(), **pack_ids("bpr.users", users), "bpr.users": own}
+        return {**super().to_arrays(), **pack_users("bpr.users", self._users, self.dimension)}
 
     def from_arrays(self, arrays: Mapping[str, NDArray[np.generic]]) -> None:
         super().from_arrays(arrays)
-        own = arrays["bpr.users"].astype(np.float32)
-        self._users = dict(zip(unpack_ids("bpr.users", arrays), own, strict=True))
+        self._users = unpack_users("bpr.users", arrays)
 
     def _reserve(self) -> None:
         """Room for every row of the item table."""
@@ -236,9 +238,7 @@ class BPR(OnlineRanker):
 
     def _make_rule(self) -> kernels.Rule:
         """Raises ValueError for a parameter that is out of range, naming it."""
-        for name, low, high in _RANGES:
-            if not low <= getattr(self, name) <= high:
-                raise ValueError(f"{name} is {getattr(self, name)}, but {low:g} to {high:g} is needed")
+        require_ranges(self, _RANGES)
         if self.sampling not in _SAMPLING:
             raise ValueError(f"sampling is {self.sampling!r}, but one of {', '.join(_SAMPLING)} is needed")
         return kernels.Rule(

@@ -12,6 +12,7 @@ from online_models.base import RECENT_KEPT, Arrays, Context, OnlineRanker
 from online_models.item_content import ItemContent
 from online_models.item_table import grown
 from online_models.learning_batch import BatchRows, LearningBatch
+from online_models.parameters import require_ranges
 
 __all__ = ["ContentModel"]
 
@@ -226,9 +227,7 @@ class ContentModel(OnlineRanker):
 
     def _make_rule(self) -> kernels.Rule:
         """Raises ValueError for a parameter that is out of range, naming it."""
-        for name, low, high in _RANGES:
-            if not low <= getattr(self, name) <= high:
-                raise ValueError(f"{name} is {getattr(self, name)}, but {low:g} to {high:g} is needed")
+        require_ranges(self, _RANGES)
         return kernels.Rule(
             rate=float(self.learning_rate),
             linear_rate=float(self.linear_learning_rate),

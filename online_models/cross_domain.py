@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -11,9 +10,11 @@ from numpy.typing import NDArray
 from online_models import cross_domain_kernels as kernels
 from online_models.base import Arrays, Context, OnlineRanker, contiguous_rows
 from online_models.biased_table import BiasedTable
+from online_models.factor_table import event_hash, name_negatives, pack_users, unpack_users
 from online_models.item_domains import ItemDomains, domain_code
-from online_models.item_table import grown, pack_ids, unpack_ids
+from online_models.item_table import grown
 from online_models.learning_batch import BatchRows, LearningBatch
+from online_models.parameters import require_ranges
 
 __all__ = ["CrossDomain"]
 
@@ -217,19 +218,15 @@ class CrossDomain(OnlineRanker):
         self._domains = domains._replace(of_row=arrays["cross_domain.of_row"].astype(np.int32))
 
     def to_arrays(self) -> Arrays:
-        users = list(self._users)
-        own = np.array(list(self._users.values()), dtype=np.float32).reshape(len(users), self.dimension)
         return {
             **super().to_arrays(),
-            **pack_ids("cross_domain.users", users),
-            "cross_domain.users": own,
+            **pack_users("cross_domain.users", self._users, self.dimension),
             **self._listed.to_arrays("cross_domain.listed"),
         }
 
     def from_arrays(self, arrays: Mapping[str, NDArray[np.generic]]) -> None:
         super().from_arrays(arrays)
-        own = arrays["cross_domain.users"].astype(np.float32)
-        self._users = dict(zip(unpack_ids("cross_domain.users", arrays), own, strict=True))
+        self._users = unpack_users("cross_domain.users", arrays)
         self._listed.load("cross_domain.listed", arrays)
 
     def _fill(
@@ -244,14 +241,10 @@ class CrossDomain(OnlineRanker):
         slot = kernels.slot_of(code, self._domains) if slot < 0 else slot
         kernels.learn_user(
             row, slot, self._table.row_of(row, item), float(batch.weight[0]),
-            event_hash(self.seed, user, item, int(batch.time_ms[0])), recent, self.items.given,
+            np.uint64(event_hash(self.seed, "", user, item, int(batch.time_ms[0]))), recent, self.items.given,
             self._table.rows, self._domains, self._rule, direction, after, drawn,
         )  # fmt: skip
-        index_of = {item_id: index for index, item_id in enumerate(batch.item_ids)}
-        named = [self.items.ids[other] for other in drawn.tolist() if other >= 0]
-        columns = [index_of.setdefault(item_id, len(index_of)) for item_id in named]
-        batch.item_ids = list(index_of)
-        batch.negatives = np.array([columns], dtype=np.int32).reshape(1, len(columns))
+        name_negatives(batch, [self.items.ids[other] for other in drawn.tolist() if other >= 0])
         first = np.array([code], dtype=np.float32)
         batch.user_before = np.concatenate([first, before])[None, :]
         batch.user_after = np.concatenate([first, after])[None, :]
@@ -281,9 +274,7 @@ class CrossDomain(OnlineRanker):
 
     def _make_rule(self) -> kernels.Rule:
         """Raises ValueError for a parameter that is out of range, naming it."""
-        for name, low, high in _RANGES:
-            if not low <= getattr(self, name) <= high:
-                raise ValueError(f"{name} is {getattr(self, name)}, but {low:g} to {high:g} is needed")
+        require_ranges(self, _RANGES)
         return kernels.Rule(
             candidates=self.candidates,
             rate=float(self.learning_rate),
@@ -292,10 +283,3 @@ class CrossDomain(OnlineRanker):
             penalty=float(self.regularization),
             mapping_penalty=float(self.mapping_regularization),
         )
-
-
-def event_hash(seed: int, user: str, item: str, time_ms: int) -> np.uint64:
-    """A hash of what an event and its withdrawal both know."""
-    text = f"{user}\0{item}\0{time_ms}".encode()
-    digest = hashlib.blake2b(text, key=seed.to_bytes(8, "little"), digest_size=8).digest()
-    return np.uint64(int.from_bytes(digest, "little"))

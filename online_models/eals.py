@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from online_models.als_kernels import Objective
-from online_models.alternating import AlternatingRanker, require
+from online_models.alternating import AlternatingRanker
+from online_models.parameters import require
 
 __all__ = ["EALS"]
 

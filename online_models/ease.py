@@ -12,6 +12,7 @@ from online_models import ease_sweep_kernels as sweeping
 from online_models.base import PAIRS, RECENT_KEPT, Arrays, OnlineRanker, contiguous_rows
 from online_models.item_table import grown
 from online_models.learning_batch import BatchRows, LearningBatch
+from online_models.parameters import require_ranges
 
 __all__ = ["RecencyEASE"]
 
@@ -236,9 +237,7 @@ class RecencyEASE(OnlineRanker):
             "refresh_growth": (0.0, 10.0),
             "refresh_events": (1, 10**9),
         }
-        for name, (low, high) in ranges.items():
-            if not low <= getattr(self, name) <= high:
-                raise ValueError(f"{name} is {getattr(self, name)}, but {low:g} to {high:g} is needed")
+        require_ranges(self, ((name, low, high) for name, (low, high) in ranges.items()))
 
 
 _NEVER = 2**62

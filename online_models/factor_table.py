@@ -9,10 +9,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from online_models.corrections import Past
-from online_models.item_table import UNLIMITED, grown
+from online_models.item_table import UNLIMITED, grown, pack_ids, unpack_ids
 from online_models.learning_batch import LearningBatch
 
-__all__ = ["FactorTable", "event_hash", "name_negatives", "start_vectors", "withdrawn_hash"]
+__all__ = [
+    "FactorTable",
+    "event_hash",
+    "name_negatives",
+    "pack_users",
+    "require_one_event",
+    "start_vectors",
+    "unpack_users",
+    "withdrawn_hash",
+]
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _MIX_1 = np.uint64(0xBF58476D1CE4E5B9)
@@ -65,6 +74,25 @@ def name_negatives(batch: LearningBatch, negatives: Sequence[str]) -> None:
     columns = [index_of.setdefault(item_id, len(index_of)) for item_id in negatives]
     batch.item_ids = list(index_of)
     batch.negatives = np.array([columns], dtype=np.int32).reshape(1, len(columns))
+
+
+def require_one_event(events: Sequence[object]) -> None:
+    """Raises ValueError unless there is one event: a factor model's owner reads what the last one moved."""
+    if len(events) != 1:
+        raise ValueError(f"{len(events)} events, but a factor model's owner learns one before it is applied")
+
+
+def pack_users(
+    name: str, users: Mapping[str, NDArray[np.float32]], width: int
+) -> dict[str, NDArray[np.generic]]:
+    """The owner's vectors float32[width] of users, and their ids, under `name`."""
+    own = np.array(list(users.values()), dtype=np.float32).reshape(len(users), width)
+    return {**pack_ids(name, list(users)), name: own}
+
+
+def unpack_users(name: str, arrays: Mapping[str, NDArray[np.generic]]) -> dict[str, NDArray[np.float32]]:
+    """What `pack_users` packed."""
+    return dict(zip(unpack_ids(name, arrays), arrays[name].astype(np.float32), strict=True))
 
 
 class FactorTable:

@@ -10,11 +10,18 @@ from numpy.typing import NDArray
 from online_models import fm_kernels as kernels
 from online_models.base import RECENT_KEPT, Arrays, Context, OnlineRanker, contiguous_rows
 from online_models.corrections import event_code
-from online_models.factor_table import event_hash, name_negatives, withdrawn_hash
+from online_models.factor_table import (
+    event_hash,
+    name_negatives,
+    pack_users,
+    require_one_event,
+    unpack_users,
+    withdrawn_hash,
+)
 from online_models.fm_features import Catalogue, Feature, context_columns, features_of, hashed, item_features
 from online_models.fm_state import SharedRows
-from online_models.item_table import pack_ids, unpack_ids
 from online_models.learning_batch import BatchRows, LearningBatch
+from online_models.parameters import require_ranges
 
 __all__ = ["FactorizationMachine"]
 
@@ -160,10 +167,7 @@ class FactorizationMachine(OnlineRanker):
 
     def learn_user(self, events: Sequence[tuple[str, str, float, Context | None]]) -> LearningBatch:
         """As the base's, with the user's block, the context and negatives; one event at a time."""
-        if len(events) != 1:
-            raise ValueError(
-                f"{len(events)} events, but a factor model's owner learns one before it is applied"
-            )
+        require_one_event(events)
         user, item, _, x = events[0]
         context = self._context(user, x, event_code((x or {}).get("event_type")))
         batch = super().learn_user(events)
@@ -230,22 +234,20 @@ class FactorizationMachine(OnlineRanker):
         self._shared.load(arrays, self.items)
 
     def to_arrays(self) -> Arrays:
-        users, profiles = list(self._users), Catalogue(self.context_features)
-        own = np.array(list(self._users.values()), dtype=np.float32).reshape(len(users), 3 + self.dimension)
+        profiles = Catalogue(self.context_features)
         for user, features in self._profiles.items():
             profiles.enter(user, features)
         return {
             **super().to_arrays(),
-            **pack_ids("fm.users", users),
-            "fm.users": own,
+            **pack_users("fm.users", self._users, 3 + self.dimension),
             **profiles.to_arrays("fm.profiles"),
         }
 
     def from_arrays(self, arrays: Mapping[str, NDArray[np.generic]]) -> None:
         super().from_arrays(arrays)
-        own, profiles = arrays["fm.users"].astype(np.float32), Catalogue(self.context_features)
+        profiles = Catalogue(self.context_features)
         profiles.load("fm.profiles", arrays)
-        self._users = dict(zip(unpack_ids("fm.users", arrays), own, strict=True))
+        self._users = unpack_users("fm.users", arrays)
         self._profiles = dict(profiles.items())
 
     def _learn_own(
@@ -334,9 +336,7 @@ class FactorizationMachine(OnlineRanker):
 
     def _make_rule(self) -> kernels.Rule:
         """Raises ValueError for a parameter that is out of range, naming it."""
-        for name, low, high in _RANGES:
-            if not low <= getattr(self, name) <= high:
-                raise ValueError(f"{name} is {getattr(self, name)}, but {low:g} to {high:g} is needed")
+        require_ranges(self, _RANGES)
         if self.loss not in _LOSSES:
             raise ValueError(f"loss is {self.loss!r}, but one of {', '.join(_LOSSES)} is needed")
         return kernels.Rule(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +26,7 @@ from online_models.fusion_parts import (
 )
 from online_models.item_table import ItemTable, grown
 from online_models.learning_batch import WITHDRAW, BatchRows, LearningBatch
+from online_models.parameters import require
 
 __all__ = ["Fusion"]
 
@@ -101,14 +101,14 @@ class Fusion(OnlineRanker):
         external_weight: float = 0.3,
         seed: int = 0,
     ) -> None:
-        _require(candidates, 2, 4096, "candidates")
-        _require(ring_size, 1, 2**20, "ring_size")
-        _require(learning_rate, 0.0, 1.0, "learning_rate")
-        _require(floor, 1e-6, 1e6, "floor")
-        _require(lowest_weight, -100.0, 0.0, "lowest_weight")
-        _require(highest_weight, 1e-3, 100.0, "highest_weight")
-        _require(shrinkage, 0.0, 1.0, "shrinkage")
-        _require(external_weight, 0.0, 100.0, "external_weight")
+        require("candidates", candidates, 2, 4096)
+        require("ring_size", ring_size, 1, 2**20)
+        require("learning_rate", learning_rate, 0.0, 1.0)
+        require("floor", floor, 1e-6, 1e6)
+        require("lowest_weight", lowest_weight, -100.0, 0.0)
+        require("highest_weight", highest_weight, 1e-3, 100.0)
+        require("shrinkage", shrinkage, 0.0, 1.0)
+        require("external_weight", external_weight, 0.0, 100.0)
         self.parts = parts
         self.candidates = candidates
         self.learning_rate = learning_rate
@@ -386,8 +386,3 @@ def _with_external(
     standing[known] = (theirs - theirs.mean()) / (theirs.std() or 1.0)
     blended: NDArray[np.float32] = (scores + weight * standing).astype(np.float32)
     return blended
-
-
-def _require(value: Any, low: float, high: float, name: str) -> None:
-    if not low <= value <= high:
-        raise ValueError(f"{name} is {value}, but {low:g} to {high:g} is needed")

@@ -9,6 +9,7 @@ from online_models import graph_kernels as kernels
 from online_models.base import contiguous_rows
 from online_models.covisitation import CoVisitation
 from online_models.item_table import grown
+from online_models.parameters import require
 
 __all__ = ["ItemGraph"]
 
@@ -78,11 +79,9 @@ class ItemGraph(CoVisitation):
         max_pushes: int = 64,
         seed: int = 0,
     ) -> None:
-        for name, value, low, high in (
-            ("restart", restart, 1e-6, 1.0), ("hops", hops, 1, 16), ("max_pushes", max_pushes, 0, 65_536)
-        ):  # fmt: skip
-            if not low <= value <= high:
-                raise ValueError(f"{name} is {value}, but {low:g} to {high:g} is needed")
+        require("restart", restart, 1e-6, 1.0)
+        require("hops", hops, 1, 16)
+        require("max_pushes", max_pushes, 0, 65_536)
         super().__init__(
             window=window, gap_decay=gap_decay, backward_weight=backward_weight, query_length=query_length,
             query_decay=query_decay, source_exponent=source_exponent, target_exponent=target_exponent,

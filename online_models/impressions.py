@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from online_models.base import Arrays, Context
 from online_models.item_table import pack_ids, unpack_ids
+from online_models.parameters import require
 
 __all__ = ["ImpressionJudge", "WeightedEvent"]
 
@@ -91,8 +92,7 @@ class ImpressionJudge:
             ("max_lists", max_lists, 1, 1_000),
             ("max_items", max_items, 1, 10_000),
         ]:
-            if not low <= value <= high:
-                raise ValueError(f"{name} is {value}, but {low:g} to {high:g} is needed")
+            require(name, value, low, high)
         self.weight = weight
         self.patience_s = patience_s
         self.cap = cap

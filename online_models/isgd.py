@@ -13,10 +13,12 @@ from online_models.factor_table import (
     FactorTable,
     event_hash,
     name_negatives,
+    pack_users,
+    require_one_event,
     start_vectors,
+    unpack_users,
     withdrawn_hash,
 )
-from online_models.item_table import pack_ids, unpack_ids
 from online_models.learning_batch import BatchRows, LearningBatch
 
 __all__ = ["ISGD"]
@@ -222,10 +224,7 @@ class ISGD(OnlineRanker):
 
     def learn_user(self, events: Sequence[tuple[str, str, float, Context | None]]) -> LearningBatch:
         """As the base's, with factors and negatives; exact for one event at a time (`owner_reads_items`)."""
-        if len(events) != 1:
-            raise ValueError(
-                f"{len(events)} events, but a factor model's owner learns one before it is applied"
-            )
+        require_one_event(events)
         batch = super().learn_user(events)
         user, item = events[0][0], events[0][1]
         before = self._user_factor(user)[None, :]
@@ -261,13 +260,11 @@ class ISGD(OnlineRanker):
         self.factors.load("isgd.items", arrays)
 
     def to_arrays(self) -> Arrays:
-        own = np.array(list(self._users.values()), dtype=np.float32).reshape(len(self._users), self.dimension)
-        return {**super().to_arrays(), **pack_ids("isgd.users", list(self._users)), "isgd.users": own}
+        return {**super().to_arrays(), **pack_users("isgd.users", self._users, self.dimension)}
 
     def from_arrays(self, arrays: Mapping[str, NDArray[np.generic]]) -> None:
         super().from_arrays(arrays)
-        own = arrays["isgd.users"].astype(np.float32)
-        self._users = dict(zip(unpack_ids("isgd.users", arrays), own, strict=True))
+        self._users = unpack_users("isgd.users", arrays)
 
     def _user_factor(self, user: str) -> NDArray[np.float32]:
         factor = self._users.get(user)

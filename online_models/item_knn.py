@@ -12,6 +12,7 @@ from online_models.base import PAIRS, RECENT_KEPT, Arrays, OnlineRanker, contigu
 from online_models.forward_decay import half_lives_since, halvings_due, new_clock, require_half_life
 from online_models.item_table import UNLIMITED, grown
 from online_models.learning_batch import MAX_ABS_WEIGHT, BatchRows, LearningBatch
+from online_models.parameters import require
 from online_models.user_histories import UserHistories
 
 __all__ = ["ItemKNN"]
@@ -81,11 +82,11 @@ class ItemKNN(OnlineRanker):
         super().__init__(seed=seed)
         if measure not in _MEASURES:
             raise ValueError(f"measure is {measure!r}, but one of {', '.join(_MEASURES)} is needed")
-        _check("neighbours", neighbours, 1, 16_384)
-        _check("history_length", history_length, 1, RECENT_KEPT)
-        _check("query_length", query_length, 1, RECENT_KEPT)
-        _check("query_decay", query_decay, 0.0, 1.0)
-        _check("shrinkage", shrinkage, 0.0, 1e9)
+        require("neighbours", neighbours, 1, 16_384)
+        require("history_length", history_length, 1, RECENT_KEPT)
+        require("query_length", query_length, 1, RECENT_KEPT)
+        require("query_decay", query_decay, 0.0, 1.0)
+        require("shrinkage", shrinkage, 0.0, 1e9)
         require_half_life(half_life_s)
         self.measure = measure
         self.shrinkage = shrinkage
@@ -294,9 +295,3 @@ class ItemKNN(OnlineRanker):
             inverse[:] = 0.0
             inverse[mass > 0.0] = 1.0 / np.sqrt(mass[mass > 0.0])
         self._clock[0] += round(halvings * self.half_life_s * 1000.0)
-
-
-def _check(name: str, value: float, low: float, high: float) -> None:
-    """Raises ValueError, naming the parameter, unless low <= value <= high."""
-    if not low <= value <= high:
-        raise ValueError(f"{name} is {value}, but {low:g} to {high:g} is needed")

@@ -13,6 +13,7 @@ from online_models.forward_decay import new_clock
 from online_models.item_table import grown
 from online_models.kernels import forward_growth, past_growth
 from online_models.learning_batch import BatchRows, LearningBatch
+from online_models.parameters import require_ranges
 
 __all__ = ["SessionKNN"]
 
@@ -270,6 +271,4 @@ class SessionKNN(OnlineRanker):
             "sample": (1, 100_000),
             "neighbours": (1, 100_000),
         }
-        for name, (low, high) in ranges.items():
-            if not low <= getattr(self, name) <= high:
-                raise ValueError(f"{name} is {getattr(self, name)}, but {low:g} to {high:g} is needed")
+        require_ranges(self, ((name, low, high) for name, (low, high) in ranges.items()))

@@ -11,15 +11,12 @@ import numpy.typing as npt
 import onnxruntime as ort
 
 from serving.ranker.errors import RankerError
+from serving.ranker.inputs import INPUTS, OUTPUT, RankerInputs
 from serving.ranker.settings import Provider
 
 __all__ = ["RankerSession", "available_providers"]
 
-Int64 = npt.NDArray[np.int64]
 Float32 = npt.NDArray[np.float32]
-
-INPUTS = ("history", "candidates")
-OUTPUT = "scores"
 
 _CPU, _CUDA, _TENSORRT = "CPUExecutionProvider", "CUDAExecutionProvider", "TensorrtExecutionProvider"
 _WANTED: dict[str, list[str]] = {
@@ -29,6 +26,7 @@ _WANTED: dict[str, list[str]] = {
 }
 _PROVIDER_OPTIONS = {_CUDA: {"use_tf32": "0"}}
 """TF32 has 10 bits of mantissa: scores would differ from PyTorch's by more than the golden probe allows."""
+_TYPES = {"int64": "tensor(int64)", "float32": "tensor(float)"}
 _WARNING = 2
 _FATAL_ONLY = 4
 """Log level: ONNX Runtime writes several lines to stderr for each provider that falls back; we report that
@@ -36,7 +34,7 @@ ourselves."""
 
 
 class RankerSession:
-    """One loaded graph: (history int64[B, L], candidates int64[B, C]) -> scores float32[B, C].
+    """One loaded graph of the one signature (`serving.ranker.inputs`).
 
     `provider` is what is wished for; `providers_in_force` is what the session took, read from it after the
     load. `auto` wishes for CUDA where the machine has an NVIDIA device. Threads don't spin while they wait,
@@ -65,23 +63,18 @@ class RankerSession:
         self._device = "cuda" if _CUDA in self.providers_in_force else "cpu"
         self._check_signature()
 
-    def score(self, history: Int64, candidates: Int64) -> Float32:
-        """float32[B, C] for int64[B, L] and int64[B, C] of item indices. Raises RankerError when the run
-        fails."""
-        feeds = {
-            "history": np.ascontiguousarray(history, dtype=np.int64),
-            "candidates": np.ascontiguousarray(candidates, dtype=np.int64),
-        }
+    def score(self, inputs: RankerInputs) -> Float32:
+        """float32[B, C]. Raises RankerError when the run fails."""
+        feeds = inputs.feeds()
         try:
             output = self._run_bound(feeds) if self._bind else self._session.run([OUTPUT], feeds)[0]
         except Exception as error:
-            raise RankerError(
-                f"ONNX Runtime failed on history {history.shape}, candidates {candidates.shape}: {error}"
-            ) from error
+            shapes = ", ".join(f"{name} {array.shape}" for name, array in feeds.items())
+            raise RankerError(f"ONNX Runtime failed on {shapes}: {error}") from error
         scores: Float32 = output
         return scores
 
-    def _run_bound(self, feeds: dict[str, Int64]) -> Float32:
+    def _run_bound(self, feeds: dict[str, npt.NDArray[np.generic]]) -> Float32:
         binding = self._session.io_binding()
         for name, array in feeds.items():
             binding.bind_cpu_input(name, array)
@@ -93,8 +86,8 @@ class RankerSession:
     def _check_signature(self) -> None:
         inputs = {i.name: (i.type, len(i.shape)) for i in self._session.get_inputs()}
         outputs = {o.name: (o.type, len(o.shape)) for o in self._session.get_outputs()}
-        expected = dict.fromkeys(INPUTS, ("tensor(int64)", 2))
-        if inputs != expected or outputs != {OUTPUT: ("tensor(float)", 2)}:
+        expected = {name: (_TYPES[kind], rank) for name, (kind, rank) in INPUTS.items()}
+        if inputs != expected or outputs != {OUTPUT: (_TYPES["float32"], 2)}:
             raise RankerError(
                 f"signature: the file has inputs {inputs} and outputs {outputs}; expected {expected} and "
                 f"{{'{OUTPUT}': ('tensor(float)', 2)}}. Export it with `serving.training.export`."

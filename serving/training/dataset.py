@@ -7,19 +7,22 @@ serving had.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from serving.ranker.inputs import context_of
 from serving.training.settings import TrainerSettings
 
 Int64 = npt.NDArray[np.int64]
 Int32 = npt.NDArray[np.int32]
 Float32 = npt.NDArray[np.float32]
 Bool = npt.NDArray[np.bool_]
+Contents = Callable[[Sequence[str]], Float32]
+"""Content vectors float32[n, E] of item ids, zeros where an item has none."""
 
 _COLUMNS: dict[str, type[np.generic]] = {
     "user": np.uint64,
@@ -129,6 +132,7 @@ class Sequences:
 
     starts: Int64  # [U + 1]
     items: Int64  # [N] index, in the vocabulary (1..V) or in the log's item table, as the owner says
+    types: Int64  # [N] event type, from 1
     times_ms: Int64  # [N]
     targets: Bool  # [N] may be learned as the next item: weight > 0
 
@@ -142,6 +146,9 @@ class EvaluationSlice:
 
     item_ids: Sequence[str]
     items: Int64  # [N] of all users, grouped by user, in log order
+    types: Int64  # [N] event type, from 1
+    times_ms: Int64  # [N]
+    rows: Int64  # [N] row in the log
     starts: Int64  # [n] where the event's user begins in `items`
     positions: Int64  # [n] where the event itself stands in `items`
 
@@ -159,9 +166,31 @@ class EvaluationSlice:
 
     def histories(self, table: Int64, length: int) -> Int64:
         """int64[n, length] of `table[item]`, oldest first, 0 on the left where there was nothing."""
+        columns, inside = self._before(length)
+        return np.where(inside, table[self.items[columns]], 0)
+
+    def history_types(self, length: int) -> Int64:
+        """int64[n, length], as `histories`."""
+        columns, inside = self._before(length)
+        return np.where(inside, self.types[columns], 0)
+
+    def history_gaps_s(self, length: int) -> Float32:
+        """float32[n, length]: seconds since the user's event before, 0 for the first and on the left."""
+        columns, inside = self._before(length)
+        inside &= columns > self.starts[:, None]
+        gaps_ms = self.times_ms[columns] - self.times_ms[np.maximum(columns - 1, 0)]
+        return np.where(inside, np.maximum(gaps_ms, 0) / 1000.0, 0.0).astype(np.float32)
+
+    def context(self) -> Float32:
+        """float32[n, len(CONTEXT)] as of the events held out."""
+        now_ms, seen = self.times_ms[self.positions], self.positions - self.starts
+        newest_ms = np.where(seen > 0, self.times_ms[np.maximum(self.positions - 1, 0)], now_ms)
+        return context_of(now_ms, ((now_ms - newest_ms) / 1000.0).astype(np.float32), seen.astype(np.int32))
+
+    def _before(self, length: int) -> tuple[Int64, Bool]:
         columns = self.positions[:, None] - np.arange(length, 0, -1)[None, :]
         inside = columns >= self.starts[:, None]
-        return np.where(inside, table[self.items[np.where(inside, columns, 0)]], 0)
+        return np.where(inside, columns, 0), inside
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,6 +199,8 @@ class LogSplit:
 
     vocabulary: tuple[str, ...]  # item id of index 1, 2, ...; 0 is padding
     train: Sequences  # items as vocabulary indices
+    event_types: int  # types are 1 to this
+    contents: Float32  # [V + 2, E] content vectors by place; rows 0 and V + 1 are zeros
     newest: EvaluationSlice
     popularity: dict[str, float]  # positive interactions per item id in the training part
     from_offset: int
@@ -177,16 +208,20 @@ class LogSplit:
     interactions: int
 
 
-def split_by_time(log: InteractionLog, settings: TrainerSettings) -> LogSplit:
+def split_by_time(
+    log: InteractionLog, settings: TrainerSettings, contents: Contents | None = None
+) -> LogSplit:
     """Hold out the newest positive interactions by event time (ties in log order); the rest before them is
     `train`.
 
     Interactions of weight 0 are no behaviour and are left out. The vocabulary is counted on the training part
-    alone. Raises NotEnoughDataError below `settings.min_interactions`.
+    alone. `contents` gives content vectors float32[n, E] of item ids. Raises NotEnoughDataError below
+    `settings.min_interactions`.
     """
     rows = _rows_by_user(log, settings.min_interactions)
     items = log.column("item")[rows].astype(np.int64)
     times_ms = log.column("time_ms")[rows]
+    types = log.column("event_type")[rows].astype(np.int64) + 1
     positive = log.column("weight")[rows] > 0
     starts = _group_starts(log.column("user")[rows])
     held_out, in_train = _hold_out(rows, times_ms, positive, settings)
@@ -203,10 +238,14 @@ def split_by_time(log: InteractionLog, settings: TrainerSettings) -> LogSplit:
     table = np.zeros(len(log.item_ids), dtype=np.int64)
     table[known] = np.arange(1, len(known) + 1)
     offsets = log.column("offset")
+    vocabulary = tuple(log.item_ids[row] for row in known)
+    columns = Sequences(starts, items, types, times_ms, positive)
     return LogSplit(
-        vocabulary=tuple(log.item_ids[row] for row in known),
-        train=_sequences(starts, table[items], times_ms, positive, in_train),
-        newest=_evaluation_slice(log, items, starts, held_out),
+        vocabulary=vocabulary,
+        train=_sequences(columns, table[items], in_train),
+        newest=_evaluation_slice(log, columns, rows, held_out),
+        event_types=int(log.column("event_type").max()) + 1,
+        contents=_contents_of(vocabulary, contents),
         popularity={log.item_ids[row]: float(counts[row]) for row in np.flatnonzero(counts)},
         from_offset=int(offsets.min()),
         to_offset=int(offsets.max()),
@@ -248,25 +287,42 @@ def _hold_out(
     return order[positives[-wanted:]], in_train
 
 
-def _evaluation_slice(log: InteractionLog, items: Int64, starts: Int64, held_out: Int64) -> EvaluationSlice:
+def _evaluation_slice(
+    log: InteractionLog, columns: Sequences, rows: Int64, held_out: Int64
+) -> EvaluationSlice:
     """Leaves out a target that its user had before: it is masked for every model, so it can't tell them
     apart."""
+    items, starts = columns.items, columns.starts
     begin = starts[np.searchsorted(starts, held_out, side="right") - 1]
     fresh = np.fromiter(
         (items[p] not in items[s:p] for s, p in zip(begin.tolist(), held_out.tolist(), strict=True)),
         dtype=np.bool_,
         count=len(held_out),
     )
-    return EvaluationSlice(tuple(log.item_ids), items, begin[fresh], held_out[fresh])
+    ids = tuple(log.item_ids)
+    return EvaluationSlice(
+        ids, items, columns.types, columns.times_ms, rows, begin[fresh], held_out[fresh]
+    )
 
 
-def _sequences(starts: Int64, items: Int64, times_ms: Int64, positive: Bool, in_train: Bool) -> Sequences:
-    keep = in_train & (items > 0)
-    lengths = np.add.reduceat(keep.astype(np.int64), starts[:-1])
+def _sequences(columns: Sequences, places: Int64, in_train: Bool) -> Sequences:
+    keep = in_train & (places > 0)
+    lengths = np.add.reduceat(keep.astype(np.int64), columns.starts[:-1])
     lengths = lengths[lengths > 0]
     return Sequences(
         starts=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
-        items=items[keep],
-        times_ms=times_ms[keep],
-        targets=positive[keep],
+        items=places[keep],
+        types=columns.types[keep],
+        times_ms=columns.times_ms[keep],
+        targets=columns.targets[keep],
     )
+
+
+def _contents_of(vocabulary: tuple[str, ...], contents: Contents | None) -> Float32:
+    """float32[V + 2, E]: zeros [V + 2, 1] where there is no content."""
+    if contents is None:
+        return np.zeros((len(vocabulary) + 2, 1), dtype=np.float32)
+    vectors = contents(vocabulary)
+    table = np.zeros((len(vocabulary) + 2, vectors.shape[1]), dtype=np.float32)
+    table[1:-1] = vectors
+    return table

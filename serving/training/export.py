@@ -17,23 +17,29 @@ import torch
 from torch.export import Dim
 
 from serving.ranker.errors import RankerError
-from serving.ranker.session import INPUTS, OUTPUT, RankerSession
-from serving.training.networks.base import SequenceNetwork
+from serving.ranker.inputs import CONTEXT, FEATURES, INPUTS, OUTPUT, RankerInputs
+from serving.ranker.session import RankerSession
+from serving.training.fused import ExportedRanker
 
 __all__ = ["OPSET", "Export", "Golden", "export_onnx", "golden_inputs"]
 
 OPSET = 20
 _GOLDEN_USERS = 9
 _GOLDEN_CANDIDATES = 24
+_GOLDEN_UNSEEN = 3
+"""Places of items newer than the export."""
 
 
 @dataclass(frozen=True, slots=True)
 class Golden:
     """Inputs with the scores that PyTorch gave: the probe that every worker repeats at load."""
 
-    history: npt.NDArray[np.int64]
-    candidates: npt.NDArray[np.int64]
+    inputs: RankerInputs
     scores: npt.NDArray[np.float32]
+
+    def arrays(self) -> dict[str, npt.NDArray[np.generic]]:
+        """All of it by name, for one file."""
+        return {**self.inputs.feeds(), "scores": self.scores}
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,27 +52,22 @@ class Export:
     size_bytes: int
 
 
-def export_onnx(network: SequenceNetwork, path: str | PathLike[str], *, seed: int = 0) -> Export:
-    """Write `network` to `path`, then score golden inputs on both sides.
+def export_onnx(ranker: ExportedRanker, path: str | PathLike[str], *, seed: int = 0) -> Export:
+    """Write `ranker` to `path`, then score golden inputs on both sides.
 
     Histories of the golden inputs go from empty to full, so that padding is part of the comparison. Raises
     RankerError when the file can't be loaded again.
     """
-    network.eval()
-    golden = golden_inputs(network, seed)
-    example = (torch.from_numpy(golden.history), torch.from_numpy(golden.candidates))
-    users = Dim("users", min=1, max=1 << 16)
+    ranker.eval()
+    golden = golden_inputs(ranker, seed)
     with _quiet(), torch.no_grad():
         program = torch.onnx.export(
-            network,
-            example,
+            ranker,
+            _tensors(golden.inputs),
             input_names=list(INPUTS),
             output_names=[OUTPUT],
             opset_version=OPSET,
-            dynamic_shapes=(
-                {0: users, 1: Dim("length", min=1, max=network.history_length)},
-                {0: users, 1: Dim("candidate_count", min=1, max=1 << 20)},
-            ),
+            dynamic_shapes=_dynamic_shapes(ranker.network.history_length),
             dynamo=True,
             external_data=False,
             verbose=False,
@@ -75,33 +76,55 @@ def export_onnx(network: SequenceNetwork, path: str | PathLike[str], *, seed: in
         raise RankerError("torch.onnx.export gave no program")
     program.save(path, external_data=False)
     session = RankerSession(path, "cpu")
-    parity = max(
-        _difference(session, golden.history, golden.candidates, golden.scores),
-        _difference(session, golden.history[:1], golden.candidates[:1, :1], golden.scores[:1, :1]),
-    )
+    one = golden.inputs.part(0, 1)
+    one.candidates, one.features = one.candidates[:, :1], one.features[:, :1]
+    parity = max(_difference(session, golden.inputs, golden.scores), _difference(session, one, _torch(ranker, one)))
     return Export(OPSET, parity, golden, Path(path).stat().st_size)
 
 
-def golden_inputs(network: SequenceNetwork, seed: int) -> Golden:
-    """Seeded inputs and PyTorch's scores: int64[9, L], int64[9, 24], float32[9, 24]."""
+def golden_inputs(ranker: ExportedRanker, seed: int) -> Golden:
+    """Seeded inputs of 9 users with 24 candidates, one of them padding, and PyTorch's scores float32[9, 24]."""
     rng = np.random.default_rng(seed)
-    length = network.history_length
-    history = rng.integers(1, network.vocabulary_size + 1, (_GOLDEN_USERS, length))
+    network, shape = ranker.network, ranker.network.shape
+    length, users = network.history_length, (_GOLDEN_USERS, network.history_length)
+    places = shape.vocabulary + 2 + _GOLDEN_UNSEEN
     filled = np.linspace(0, length, _GOLDEN_USERS).astype(np.int64)
-    history[np.arange(length)[None, :] < (length - filled)[:, None]] = 0
-    candidates = rng.integers(1, network.vocabulary_size + 1, (_GOLDEN_USERS, _GOLDEN_CANDIDATES))
-    with torch.no_grad():
-        scores = network(torch.from_numpy(history), torch.from_numpy(candidates))
-    return Golden(history, candidates, scores.numpy().astype(np.float32))
+    padding = np.arange(length)[None, :] < (length - filled)[:, None]
+    candidates = rng.integers(1, places, (_GOLDEN_USERS, _GOLDEN_CANDIDATES))
+    candidates[0, -1] = 0
+    vectors = rng.normal(0, shape.content**-0.5, (places, shape.content)).astype(np.float32)
+    vectors[0] = 0.0
+    inputs = RankerInputs(
+        history=np.where(padding, 0, rng.integers(1, places, users)),
+        history_types=np.where(padding, 0, rng.integers(0, shape.event_types + 1, users)),
+        history_gaps_s=np.where(padding, 0, rng.exponential(1e4, users)).astype(np.float32),
+        context=rng.normal(0, 1, (_GOLDEN_USERS, len(CONTEXT))).astype(np.float32),
+        candidates=candidates,
+        features=rng.normal(0, 1, (*candidates.shape, len(FEATURES))).astype(np.float32),
+        item_vectors=vectors,
+    )
+    return Golden(inputs, _torch(ranker, inputs))
 
 
-def _difference(
-    session: RankerSession,
-    history: npt.NDArray[np.int64],
-    candidates: npt.NDArray[np.int64],
-    expected: npt.NDArray[np.float32],
-) -> float:
-    return float(np.abs(session.score(history, candidates) - expected).max())
+def _dynamic_shapes(history_length: int) -> tuple[dict[int, Dim], ...]:
+    users, length = Dim("users", min=1, max=1 << 16), Dim("length", min=1, max=history_length)
+    count, places = Dim("candidate_count", min=1, max=1 << 20), Dim("places", min=2, max=1 << 30)
+    history = {0: users, 1: length}
+    return (history, history, history, {0: users}, {0: users, 1: count}, {0: users, 1: count}, {0: places})
+
+
+def _tensors(inputs: RankerInputs) -> tuple[torch.Tensor, ...]:
+    return tuple(torch.from_numpy(array) for array in inputs.feeds().values())
+
+
+@torch.no_grad()
+def _torch(ranker: ExportedRanker, inputs: RankerInputs) -> npt.NDArray[np.float32]:
+    scores: npt.NDArray[np.float32] = ranker(*_tensors(inputs)).numpy().astype(np.float32)
+    return scores
+
+
+def _difference(session: RankerSession, inputs: RankerInputs, expected: npt.NDArray[np.float32]) -> float:
+    return float(np.abs(session.score(inputs) - expected).max())
 
 
 @contextlib.contextmanager

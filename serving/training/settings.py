@@ -40,6 +40,7 @@ class TrainerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     `validation_fraction`: the newest part of what is left, for early stopping.
     `window_stride`: positions that one window learns; below `history_length`, windows overlap and see more
     before each.
+    `hidden_share`: items that a batch treats as never seen, so that their content has to do.
     `full_softmax_limit`: above this vocabulary, sampled softmax with `negatives` draws a batch replaces the
     full one.
     """
@@ -58,6 +59,7 @@ class TrainerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     patience: Positive = 4
     max_cpu_seconds: Annotated[float, msgspec.Meta(gt=0)] = 25.0
     max_seconds: Annotated[float, msgspec.Meta(gt=0)] = 120.0
+    hidden_share: Annotated[float, msgspec.Meta(ge=0.0, le=0.5)] = 0.02
     seed: int = 7
     threads: Positive = 1
     min_count: Positive = 2

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from serving.training.dataset import LogSplit, NotEnoughDataError
+from serving.training.losses import LossFunction, make_loss
 from serving.training.networks import build_network
-from serving.training.networks.base import SequenceNetwork
+from serving.training.networks.base import SequenceNetwork, Shape, Tokens
 from serving.training.settings import TrainerSettings
 from serving.training.windows import Batch, HeldOut, hold_out_newest, training_batches
 
@@ -80,7 +81,9 @@ def train(
     torch.set_num_threads(settings.threads)
     torch.manual_seed(settings.seed)
     rng = np.random.default_rng(settings.seed)
-    network = build_network(len(split.vocabulary), settings)
+    shape = Shape(len(split.vocabulary), split.event_types, split.contents.shape[1])
+    network = build_network(shape, settings)
+    contents = torch.from_numpy(split.contents)
     if warm_start is not None:
         copy_weights(network, split.vocabulary, warm_start)
     fit, held_out = hold_out_newest(split.train, settings)
@@ -88,11 +91,11 @@ def train(
     optimizer = torch.optim.AdamW(
         network.parameters(), settings.learning_rate, weight_decay=settings.weight_decay
     )
-    trained = TrainedNetwork(network, split.vocabulary, settings, ndcg_at_10=evaluate(network, held_out))
+    trained = TrainedNetwork(network, split.vocabulary, settings, ndcg_at_10=evaluate(network, held_out, contents))
     best, best_epoch, budget = trained.weights(), 0, _Budget(settings)
     for epoch in range(1, settings.max_epochs + 1):
-        loss = _epoch(network, optimizer, training_batches(fit, settings, rng), loss_of, budget)
-        ndcg = evaluate(network, held_out)
+        loss = _epoch(network, optimizer, training_batches(fit, settings, rng), loss_of, budget, contents, settings)
+        ndcg = evaluate(network, held_out, contents)
         point = Progress(epoch, settings.max_epochs, loss, ndcg, budget.seconds(), budget.seconds_left())
         trained.curve.append(point)
         if progress is not None:
@@ -145,62 +148,14 @@ def copy_weights(network: SequenceNetwork, vocabulary: tuple[str, ...], warm_sta
             if source is None or source.shape[1:] != tuple(parameter.shape[1:]):
                 continue
             if name in per_item:
-                parameter[0] = torch.from_numpy(source[0:1])[0]
+                parameter[[0, -1]] = torch.from_numpy(source[[0, -1]])
                 parameter[here + 1] = torch.from_numpy(source[old[here]])
             elif source.shape == tuple(parameter.shape):
                 parameter.copy_(torch.from_numpy(source))
     return len(here)
 
 
-LossFunction = Callable[[SequenceNetwork, Tensor, Tensor, Tensor], Tensor]
-"""Of network, states float32[n, d], targets int64[n], and seen int64[n, T]: what stood before each target."""
-
-
-def make_loss(split: LogSplit, settings: TrainerSettings) -> LossFunction:
-    """Full softmax up to `settings.full_softmax_limit` items, sampled softmax above."""
-    if len(split.vocabulary) <= settings.full_softmax_limit:
-        return full_softmax
-    counts = torch.tensor([0.0] + [split.popularity[item_id] for item_id in split.vocabulary])
-    uniform = torch.ones_like(counts) / (len(counts) - 1)
-    uniform[0] = 0.0
-    return SampledSoftmax(0.5 * counts / counts.sum() + 0.5 * uniform, settings.negatives)
-
-
-def full_softmax(network: SequenceNetwork, states: Tensor, targets: Tensor, seen: Tensor) -> Tensor:
-    """Mean of -log softmax(logits)[target] over all items that the user had not seen.
-
-    What was seen is never recommended, so nothing is spent on learning to rank it low: on MovieLens-100K
-    that gave NDCG@10 0.0991 instead of 0.0924 after as many epochs. `seen` holds 0, the begin mark, in every
-    row.
-    """
-    seen = seen.masked_fill(seen == targets.unsqueeze(1), 0)
-    return nn.functional.cross_entropy(network.logits(states).scatter_(1, seen, float("-inf")), targets)
-
-
-class SampledSoftmax:
-    """Softmax over the target and K shared draws from q, each draw's logit less log(K q).
-
-    exp(s_target) + sum_k exp(s_k) / (K q_k) estimates the full softmax's sum without bias. Y. Bengio, J.-S.
-    Senecal, "Adaptive Importance Sampling to Accelerate Training of a Neural Probabilistic Language Model",
-    IEEE TNN 2008. Draws that hit the target are left out; what was seen is not, since of many items few draws
-    hit it. q, float32[V + 1], is popularity and uniform in equal parts.
-    """
-
-    def __init__(self, q: Tensor, negatives: int) -> None:
-        self.q = q
-        self.negatives = negatives
-
-    def __call__(self, network: SequenceNetwork, states: Tensor, targets: Tensor, seen: Tensor) -> Tensor:
-        drawn = torch.multinomial(self.q, self.negatives, replacement=True)
-        expected = torch.log(self.negatives * self.q[drawn])
-        weight, bias = network.item_embedding.weight, network.item_bias
-        negatives = nn.functional.linear(states, weight[drawn], bias[drawn]) - expected
-        negatives = negatives.masked_fill(drawn.unsqueeze(0) == targets.unsqueeze(1), float("-inf"))
-        positive = network.sampled_logits(states, targets.unsqueeze(1))
-        return (torch.logsumexp(torch.cat([positive, negatives], dim=1), dim=1) - positive.squeeze(1)).mean()
-
-
-def evaluate(network: SequenceNetwork, held_out: list[HeldOut]) -> float:
+def evaluate(network: SequenceNetwork, held_out: list[HeldOut], contents: Tensor) -> float:
     """NDCG@10 on held-out targets: all items ranked less what the user had, half credit for ties; 0 where
     there are none."""
     gains: list[Tensor] = []
@@ -209,16 +164,21 @@ def evaluate(network: SequenceNetwork, held_out: list[HeldOut]) -> float:
         for part in held_out:
             targets = torch.from_numpy(part.batch.targets)
             chosen = targets > 0
-            scores = network.logits(network.states(torch.from_numpy(part.batch.inputs))[chosen])
+            scores = network.logits(network.states(tokens(part.batch), contents)[chosen], contents)
             target = targets[chosen].unsqueeze(1)
             target_score = scores.gather(1, target)
             scores[torch.from_numpy(part.seen_target), torch.from_numpy(part.seen_item)] = float("-inf")
-            scores[:, 0] = float("-inf")
+            scores[:, [0, -1]] = float("-inf")
             scores.scatter_(1, target, float("-inf"))
             ahead = (scores > target_score).sum(dim=1) + 0.5 * (scores == target_score).sum(dim=1)
             gains.append(torch.where(ahead < 10, 1.0 / torch.log2(ahead + 2.0), torch.zeros_like(ahead)))
     network.train()
     return float(torch.cat(gains).mean()) if gains else 0.0
+
+
+def tokens(batch: Batch) -> Tokens:
+    """A batch's inputs as tensors."""
+    return Tokens(*(torch.from_numpy(x) for x in (batch.inputs, batch.types, batch.gaps)))
 
 
 def _epoch(
@@ -227,17 +187,21 @@ def _epoch(
     batches: Iterator[Batch],
     loss_of: LossFunction,
     budget: _Budget,
+    contents: Tensor,
+    settings: TrainerSettings,
 ) -> float:
     """Train on the batches while the budget lasts; gives the mean loss a batch."""
     network.train()
     losses: list[float] = []
     for batch in batches:
-        inputs, targets = torch.from_numpy(batch.inputs), torch.from_numpy(batch.targets)
+        network.hide(_drawn(network.vocabulary_size, settings.hidden_share))
+        given, targets = tokens(batch), torch.from_numpy(batch.targets)
+        inputs = given.items
         window, column = torch.where(targets > 0)
-        states = network.states(inputs)[window, column]
+        states = network.states(given, contents)[window, column]
         later = torch.arange(inputs.shape[1]) > column.unsqueeze(1)
         seen = inputs[window].masked_fill(later, 0)
-        loss = loss_of(network, states, targets[window, column], seen)
+        loss = loss_of(network, states, targets[window, column], seen, contents)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(network.parameters(), _MAX_GRADIENT_NORM)
@@ -250,6 +214,13 @@ def _epoch(
             )
         if budget.spent():
             break
+    network.hide(None)
     if not losses:
         raise NotEnoughDataError("no window of the training part holds a positive target")
     return float(np.mean(losses))
+
+
+def _drawn(vocabulary: int, share: float) -> Tensor | None:
+    """Places of items whose ids are hidden for one batch, so that the row of unseen items is learned."""
+    count = round(share * vocabulary)
+    return torch.randint(1, vocabulary + 1, (count,)) if count else None

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from serving.ranker.inputs import gap_buckets
 from serving.training.dataset import Bool, Int64, Sequences
 from serving.training.settings import TrainerSettings
 
@@ -21,11 +22,14 @@ the last's."""
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """inputs int64[B, T] (column 0 the begin mark, 0 on the right), targets int64[B, T] with 0 where nothing
-    is learned."""
+    """Tokens int64[B, T] (column 0 the begin mark, 0 on the right) by item, event type and gap bucket;
+    targets int64[B, T] with 0 where nothing is learned, and their event types."""
 
     inputs: Int64
+    types: Int64
+    gaps: Int64
     targets: Int64
+    target_types: Int64
     rows: Int64  # [B, T] row of each target in the sequences
 
 
@@ -54,6 +58,7 @@ def hold_out_newest(train: Sequences, settings: TrainerSettings) -> tuple[Sequen
     fit = Sequences(
         starts=np.concatenate([[0], np.cumsum(lengths[lengths > 0])]).astype(np.int64),
         items=train.items[keep],
+        types=train.types[keep],
         times_ms=train.times_ms[keep],
         targets=train.targets[keep],
     )
@@ -99,10 +104,17 @@ def fill(sequences: Sequences, windows: Int64, learn: Bool) -> Batch:
     rows = begin + np.arange(int((end - begin).max()))[None, :]
     inside = rows < end
     rows = np.where(inside, rows, 0)
-    inputs = np.where(inside, sequences.items[np.maximum(rows - 1, 0)], 0)
-    inputs[:, 0] = 0
-    targets = np.where(inside & (rows >= first) & learn[rows], sequences.items[rows], 0)
-    return Batch(inputs, targets, rows)
+    before = np.maximum(rows - 1, 0)
+    token = inside.copy()
+    token[:, 0] = False
+    inputs = np.where(token, sequences.items[before], 0)
+    types = np.where(token, sequences.types[before], 0)
+    times_s = sequences.times_ms[before] / 1000.0
+    gaps = np.zeros(inputs.shape, dtype=np.int64)
+    gaps[:, 2:] = np.where(token[:, 2:], gap_buckets((times_s[:, 2:] - times_s[:, 1:-1])), 0)
+    learned = inside & (rows >= first) & learn[rows]
+    targets = np.where(learned, sequences.items[rows], 0)
+    return Batch(inputs, types, gaps, targets, np.where(learned, sequences.types[rows], 0), rows)
 
 
 def _held_out(train: Sequences, held: Bool, settings: TrainerSettings) -> Iterator[HeldOut]:

@@ -1,53 +1,133 @@
-"""What every network shares: the item table, the tied scoring head, and how a history is laid out."""
+"""What every network shares: item vectors from ids and content, how a history is laid out, and the heads."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from serving.ranker.inputs import GAP_BUCKETS
+from serving.training.settings import TrainerSettings
+
+__all__ = ["SequenceNetwork", "Shape", "Tokens", "tokens_of"]
+
+
+class Shape(NamedTuple):
+    """Sizes that a network is built for: V items, K event types, E components of content."""
+
+    vocabulary: int
+    event_types: int = 0
+    content: int = 1
+
+
+class Tokens(NamedTuple):
+    """Sequences behind a begin mark (column 0, all zeros), 0 on the right: items int64[B, T] (places),
+    types int64[B, T] (event type, 0 = unknown), gaps int64[B, T] (`gap_buckets` of the seconds since the item
+    before)."""
+
+    items: Tensor
+    types: Tensor
+    gaps: Tensor
+
 
 class SequenceNetwork(nn.Module, ABC):
-    """An encoder of item sequences with a tied dot-product head: score(h, i) = <encode(h), E_i> + b_i.
+    """An encoder of item sequences; by default with a tied dot-product head: score(h, i) = <u_h, e_i> + b_i.
+
+    e_i = E_i + W c_i for an item of the vocabulary with content vector c_i, and E_{V+1} + W c_i for any other:
+    row V + 1 stands for items never seen, and is learned by hiding ids in training.
 
     Rendle et al., "Neural Collaborative Filtering vs. Matrix Factorization Revisited", RecSys 2020, for the
     dot product.
     """
 
-    def __init__(self, vocabulary_size: int, dim: int, history_length: int) -> None:
+    def __init__(self, shape: Shape, settings: TrainerSettings) -> None:
         super().__init__()
-        self.vocabulary_size = vocabulary_size
-        self.dim = dim
-        self.history_length = history_length
-        self.item_embedding = nn.Embedding(vocabulary_size + 1, dim)
-        self.item_bias = nn.Parameter(torch.zeros(vocabulary_size + 1))
-        nn.init.normal_(self.item_embedding.weight, std=dim**-0.5)
+        self.shape = shape
+        self.vocabulary_size = shape.vocabulary
+        self.dim = settings.dim
+        self.history_length = settings.history_length
+        self.item_embedding = nn.Embedding(shape.vocabulary + 2, settings.dim)
+        self.item_bias = nn.Parameter(torch.zeros(shape.vocabulary + 2))
+        self.content = nn.Linear(shape.content, settings.dim, bias=False)
+        self.type_embedding = nn.Embedding(shape.event_types + 1, settings.dim)
+        self.gap_embedding = nn.Embedding(GAP_BUCKETS, settings.dim)
+        self.hidden: Tensor | None = None
+        nn.init.normal_(self.item_embedding.weight, std=settings.dim**-0.5)
+        for added in (self.content, self.type_embedding, self.gap_embedding):
+            nn.init.zeros_(added.weight)
 
     @abstractmethod
-    def states(self, inputs: Tensor) -> Tensor:
-        """float32[B, T, d] of int64[B, T]."""
+    def states(self, tokens: Tokens, contents: Tensor) -> Tensor:
+        """float32[B, T, d]: the vector at t predicts what follows token t, and reads nothing after it."""
 
-    @abstractmethod
-    def encode(self, history: Tensor) -> Tensor:
-        """float32[B, d] of int64[B, L] with 0 on the left."""
+    def encode(self, tokens: Tokens, column: Tensor, contents: Tensor) -> Tensor:
+        """float32[B, d]: the state at one column int64[B] of each row."""
+        states = self.states(tokens, contents)
+        index = column.view(-1, 1, 1).expand(-1, 1, states.shape[2])
+        return torch.gather(states, 1, index).squeeze(1)
 
-    def forward(self, history: Tensor, candidates: Tensor) -> Tensor:
-        """float32[B, C] of int64[B, L] and int64[B, C]."""
-        return self.sampled_logits(self.encode(history), candidates)
+    def embed(self, tokens: Tokens, contents: Tensor) -> Tensor:
+        """float32[B, T, d]: item, event type and gap of each token, added up."""
+        embedded: Tensor = (
+            self.vectors(tokens.items, contents)
+            + self.type_embedding(tokens.types)
+            + self.gap_embedding(tokens.gaps)
+        )
+        return embedded
 
-    def logits(self, states: Tensor) -> Tensor:
-        """float32[n, V + 1] of float32[n, d]; column 0 belongs to no item."""
-        return nn.functional.linear(states, self.item_embedding.weight, self.item_bias)
+    def hide(self, places: Tensor | None) -> None:
+        """Treat the items at places int64[n] as never seen until the next call: training only."""
+        self.hidden = None
+        if places is not None:
+            self.hidden = torch.zeros(self.vocabulary_size + 2, dtype=torch.bool, device=places.device)
+            self.hidden[places] = True
 
-    def sampled_logits(self, states: Tensor, items: Tensor) -> Tensor:
-        """float32[n, k] of float32[n, d] and int64[n, k]."""
-        vectors = self.item_embedding(items)
-        return torch.matmul(vectors, states.unsqueeze(-1)).squeeze(-1) + self.item_bias[items]
+    def vectors(self, places: Tensor, contents: Tensor) -> Tensor:
+        """float32[..., d] of places int64[...]; contents float32[N, E] has a row for each place."""
+        vectors: Tensor = self.item_embedding(self._known(places)) + self.content(contents[places])
+        return vectors
+
+    def biases(self, places: Tensor) -> Tensor:
+        """float32[...] of places int64[...]."""
+        return self.item_bias[self._known(places)]
+
+    def table(self, contents: Tensor) -> tuple[Tensor, Tensor]:
+        """Vectors float32[V + 2, d] and biases float32[V + 2] of all places up to V + 1."""
+        if self.hidden is not None:
+            places = torch.arange(self.vocabulary_size + 2, device=self.item_bias.device)
+            return self.vectors(places, contents), self.biases(places)
+        content = self.content(contents[: self.vocabulary_size + 2])
+        return self.item_embedding.weight + content, self.item_bias
+
+    def _known(self, places: Tensor) -> Tensor:
+        places = torch.clamp(places, max=self.vocabulary_size + 1)
+        if self.hidden is None:
+            return places
+        return torch.where(self.hidden[places], self.vocabulary_size + 1, places)
+
+    def logits(self, states: Tensor, contents: Tensor) -> Tensor:
+        """float32[n, V + 2] of states float32[n, d]; columns 0 and V + 1 belong to no item."""
+        return nn.functional.linear(states, *self.table(contents))
+
+    def pair_scores(self, states: Tensor, vectors: Tensor, biases: Tensor) -> Tensor:
+        """float32[n, k] of states float32[n, d], item vectors float32[n, k, d] and biases float32[n, k]."""
+        return torch.matmul(vectors, states.unsqueeze(-1)).squeeze(-1) + biases
+
+    def scores(self, states: Tensor, places: Tensor, contents: Tensor) -> Tensor:
+        """float32[n, k] of states float32[n, d] and places int64[n, k]."""
+        return self.pair_scores(states, self.vectors(places, contents), self.biases(places))
+
+    def retrieval_vectors(self, contents: Tensor) -> Tensor:
+        """float32[V, d + 1]: item vectors whose inner products with [state; 1] are the scores."""
+        vectors, biases = self.table(contents)
+        whole = torch.cat([vectors, biases.unsqueeze(1)], dim=1)
+        return whole[1 : self.vocabulary_size + 1]
 
 
-def begin_mark_then_items(history: Tensor) -> tuple[Tensor, Tensor]:
-    """Turn int64[B, L] with 0 on the left into [B, L + 1]: begin mark, items oldest first, 0 on the right.
+def tokens_of(history: Tensor, types: Tensor, gaps_s: Tensor) -> tuple[Tokens, Tensor]:
+    """Histories [B, L] with 0 on the left as tokens [B, L + 1]: begin mark, items oldest first, 0 on the right.
 
     The second result, int64[B], is the column of the newest item, or 0, the begin mark, for an empty history.
     With the padding on the right a causal network can't see it, so no mask is needed and leading columns of
@@ -56,5 +136,11 @@ def begin_mark_then_items(history: Tensor) -> tuple[Tensor, Tensor]:
     length = history.shape[1]
     empty = (history == 0).sum(dim=1, keepdim=True)
     columns = torch.arange(length, device=history.device).unsqueeze(0) + empty
-    rolled = torch.gather(history, 1, torch.clamp(columns, max=length - 1)) * (columns < length)
-    return nn.functional.pad(rolled, (1, 0)), length - empty.squeeze(1)
+    inside = columns < length
+    columns = torch.clamp(columns, max=length - 1)
+    rolled = [torch.gather(x, 1, columns) * inside for x in (history, types)]
+    gaps = torch.gather(gaps_s, 1, columns) * inside
+    buckets = 1 + torch.floor(torch.log2(torch.clamp(gaps, min=1.0)) / 2.0)
+    buckets = torch.where(gaps > 0, torch.clamp(buckets, max=GAP_BUCKETS - 1), torch.zeros_like(buckets))
+    items, kinds, gaps = (nn.functional.pad(x, (1, 0)) for x in (*rolled, buckets.long()))
+    return Tokens(items, kinds, gaps), length - empty.squeeze(1)

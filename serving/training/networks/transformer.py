@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from serving.training.networks.base import SequenceNetwork, begin_mark_then_items
+from serving.training.networks.base import SequenceNetwork, Shape, Tokens
 from serving.training.settings import TrainerSettings
 
 _EXPANSION = 2
@@ -73,11 +73,11 @@ class Block(nn.Module):
 
 
 class Transformer(SequenceNetwork):
-    """Item vectors plus learned positions, counted from the begin mark, through causal blocks and a layer
+    """Token vectors plus learned positions, counted from the begin mark, through causal blocks and a layer
     norm."""
 
-    def __init__(self, vocabulary_size: int, settings: TrainerSettings) -> None:
-        super().__init__(vocabulary_size, settings.dim, settings.history_length)
+    def __init__(self, shape: Shape, settings: TrainerSettings) -> None:
+        super().__init__(shape, settings)
         if settings.dim % settings.heads:
             raise ValueError(f"trainer.dim={settings.dim} is no multiple of trainer.heads={settings.heads}")
         self.position = nn.Parameter(torch.empty(settings.history_length + 1, settings.dim))
@@ -88,20 +88,15 @@ class Transformer(SequenceNetwork):
         )
         self.norm = nn.LayerNorm(settings.dim)
 
-    def _embed(self, inputs: Tensor) -> Tensor:
-        embedded: Tensor = self.dropout(self.item_embedding(inputs) + self.position[: inputs.shape[1]])
-        return embedded
-
-    def states(self, inputs: Tensor) -> Tensor:
-        x = self._embed(inputs)
+    def states(self, tokens: Tokens, contents: Tensor) -> Tensor:
+        x = self._embed(tokens, contents)
         for block in self.blocks:
             x = block(x)
         normed: Tensor = self.norm(x)
         return normed
 
-    def encode(self, history: Tensor) -> Tensor:
-        inputs, column = begin_mark_then_items(history)
-        x = self._embed(inputs)
+    def encode(self, tokens: Tokens, column: Tensor, contents: Tensor) -> Tensor:
+        x = self._embed(tokens, contents)
         *first, last = list(self.blocks)
         for block in first:
             x = block(x)
@@ -109,7 +104,13 @@ class Transformer(SequenceNetwork):
         normed: Tensor = self.norm(last.at(x, column))
         return normed.squeeze(1)
 
+    def _embed(self, tokens: Tokens, contents: Tensor) -> Tensor:
+        embedded: Tensor = self.dropout(
+            self.embed(tokens, contents) + self.position[: tokens.items.shape[1]]
+        )
+        return embedded
 
-def build(vocabulary_size: int, settings: TrainerSettings) -> SequenceNetwork:
+
+def build(shape: Shape, settings: TrainerSettings) -> SequenceNetwork:
     """A fresh transformer; seed torch before."""
-    return Transformer(vocabulary_size, settings)
+    return Transformer(shape, settings)

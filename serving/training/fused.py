@@ -1,0 +1,76 @@
+"""What is exported: a network, and above it, when it was trained, a head that joins in the online features."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from serving.ranker.inputs import CONTEXT, FEATURES
+from serving.training.networks.base import SequenceNetwork, tokens_of
+
+__all__ = ["ExportedRanker", "FusionHead"]
+
+_HIDDEN = 16
+
+
+class FusionHead(nn.Module):
+    r"""The network's opinion and the online models', joined by weights that depend on the user's experience.
+
+    $$s(i) = \sum_k w_k(x)\, z_{ik} + \mathrm{MLP}([z_i; x]), \qquad w(x) = \mathrm{softplus}(A x + b)$$
+
+    z_i = [log softmax of the network's scores over the candidates; features of i] and x the context. The log
+    softmax makes scores of different users, and of models trained apart, comparable (a log-linear pool of
+    opinions, Genest and Zidek, Statistical Science 1986).
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        inputs = 1 + len(FEATURES)
+        self.gate = nn.Linear(len(CONTEXT), inputs)
+        self.hidden = nn.Linear(inputs + len(CONTEXT), _HIDDEN)
+        self.out = nn.Linear(_HIDDEN, 1, bias=False)
+        nn.init.zeros_(self.gate.weight)
+        nn.init.constant_(self.gate.bias, -1.0)
+        nn.init.zeros_(self.out.weight)
+
+    def forward(self, scores: Tensor, present: Tensor, context: Tensor, features: Tensor) -> Tensor:
+        """float32[B, C] of network scores float32[B, C], present bool[B, C] (not padding), context
+        float32[B, K] and features float32[B, C, F]."""
+        lowest = torch.finfo(scores.dtype).min
+        masked = torch.where(present, scores, torch.full_like(scores, lowest))
+        opinion = scores - torch.logsumexp(masked, dim=1, keepdim=True)
+        opinion = torch.where(present, opinion, torch.zeros_like(opinion))
+        z = torch.cat([opinion.unsqueeze(2), features], dim=2)
+        weights = nn.functional.softplus(self.gate(context))
+        whole = torch.cat([z, context.unsqueeze(1).expand(-1, z.shape[1], -1)], dim=2)
+        correction = self.out(torch.tanh(self.hidden(whole))).squeeze(2)
+        return torch.matmul(z, weights.unsqueeze(2)).squeeze(2) + correction
+
+
+class ExportedRanker(nn.Module):
+    """The one signature of `serving.ranker.inputs`: the user is encoded once, candidates cost a product each."""
+
+    def __init__(self, network: SequenceNetwork, head: FusionHead | None = None) -> None:
+        super().__init__()
+        self.network = network
+        self.head = head
+
+    def forward(
+        self,
+        history: Tensor,
+        history_types: Tensor,
+        history_gaps_s: Tensor,
+        context: Tensor,
+        candidates: Tensor,
+        features: Tensor,
+        item_vectors: Tensor,
+    ) -> Tensor:
+        """float32[B, C]; see `serving.ranker.inputs.RankerInputs`."""
+        types = torch.clamp(history_types, max=self.network.shape.event_types)
+        tokens, column = tokens_of(history, types, history_gaps_s)
+        states = self.network.encode(tokens, column, item_vectors)
+        scores = self.network.scores(states, candidates, item_vectors)
+        if self.head is None:
+            return scores
+        joined: Tensor = self.head(scores, candidates > 0, context, features)
+        return joined

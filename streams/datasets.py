@@ -17,15 +17,8 @@ Reference: F. M. Harper, J. A. Konstan, The MovieLens Datasets: History and Cont
 from __future__ import annotations
 
 import csv
-import hashlib
 import importlib
-import importlib.util
 import re
-import shutil
-import subprocess
-import sys
-import tempfile
-import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -33,6 +26,7 @@ from pathlib import Path
 
 import msgspec
 
+from serving.package_files import PackageFilesError, fetch_package_files
 from streams.errors import DatasetError
 from streams.events import Event, Item
 from streams.settings import default_state_dir
@@ -41,7 +35,6 @@ from streams.synthetic import Truth, synthetic
 __all__ = ["Dataset", "load_dataset", "time_ms"]
 
 REQUIREMENT = "recbole==1.2.1"
-FETCH_TIMEOUT_S = 300.0
 ML_100K = {
     "ml-100k.inter": "4edb74e2a81178c2ba9ff381495f754f996c4aea351b1272ca36b43da0935eff",
     "ml-100k.item": "51d7cdf777ce5c0f5b32c1d947a4a81fe07d75e78abbe761e0cd4d0756064532",
@@ -103,89 +96,13 @@ def load_dataset(
 
 
 def _ml_100k(folder: Path) -> Dataset:
-    if not all(_sha256(folder / file) == digest for file, digest in ML_100K.items()):
-        _fetch_ml_100k(folder)
+    try:
+        fetch_package_files(REQUIREMENT, "recbole/dataset_example/ml-100k", ML_100K, folder)
+    except PackageFilesError as error:
+        raise DatasetError(
+            f"MovieLens-100K comes inside a package. {error} Or use --dataset synthetic or a file."
+        ) from error
     return _read_inter(folder / "ml-100k.inter", name="ml-100k", event_prefix="ml")
-
-
-def _sha256(file: Path) -> str | None:
-    return hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else None
-
-
-def _download_commands() -> Iterator[list[str]]:
-    """Ways of getting one wheel through the package index that this machine is set up for; a folder is
-    appended."""
-    download = ["-m", "pip", "download", REQUIREMENT, "--quiet", "--no-deps", "--only-binary=:all:", "--dest"]
-    if importlib.util.find_spec("pip"):
-        yield [sys.executable, *download]
-    uv = shutil.which("uv")
-    if uv:
-        yield [
-            uv,
-            "pip",
-            "install",
-            REQUIREMENT,
-            "--quiet",
-            "--no-deps",
-            "--python",
-            sys.executable,
-            "--target",
-        ]
-    python = shutil.which("python3")
-    if python and Path(python).resolve() != Path(sys.executable).resolve():
-        yield [python, *download]
-
-
-def _fetch_ml_100k(folder: Path) -> None:
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    failures: list[str] = []
-    for command in _download_commands():
-        with tempfile.TemporaryDirectory(prefix="fetching-", dir=folder.parent) as work:
-            try:
-                subprocess.run(
-                    [*command, work],
-                    stdin=subprocess.DEVNULL,
-                    capture_output=True,
-                    text=True,
-                    timeout=FETCH_TIMEOUT_S,
-                    check=True,
-                )
-            except subprocess.CalledProcessError as error:
-                failures.append(f"{error} {' '.join(error.stderr.split())[-300:]}")
-            except (OSError, subprocess.TimeoutExpired) as error:
-                failures.append(str(error))
-            else:
-                return _keep(_unpacked(Path(work)), folder)
-    raise DatasetError(
-        f"MovieLens-100K could not be fetched (it comes inside the package {REQUIREMENT}):"
-        f" {'; '.join(failures) or 'there is neither pip nor uv'}. Check the network and the package index,"
-        " or use --dataset synthetic or a file."
-    )
-
-
-def _unpacked(folder: Path) -> dict[str, bytes]:
-    """The wanted files, from a wheel or from an installed tree."""
-    inner = "recbole/dataset_example/ml-100k"
-    for wheel in folder.glob("*.whl"):
-        with zipfile.ZipFile(wheel) as archive:
-            return {file: archive.read(f"{inner}/{file}") for file in ML_100K}
-    return {file: (folder / inner / file).read_bytes() for file in ML_100K}
-
-
-def _keep(files: dict[str, bytes], folder: Path) -> None:
-    """Write the files whose digests are right, each in one step, so that a half-written one is never read."""
-    for file, data in files.items():
-        digest = hashlib.sha256(data).hexdigest()
-        if digest != ML_100K[file]:
-            raise DatasetError(
-                f"{file} in {REQUIREMENT} has SHA-256 {digest}, expected {ML_100K[file]}: this is another"
-                " package or a damaged one. Check the package index."
-            )
-    folder.mkdir(parents=True, exist_ok=True)
-    for file, data in files.items():
-        part = folder / f"{file}.part"
-        part.write_bytes(data)
-        part.replace(folder / file)
 
 
 def _rows(path: Path, delimiter: str) -> Iterator[tuple[int, dict[str, str]]]:

@@ -5,15 +5,38 @@
     RankerError                      a ranker can't be loaded or gave what can't be used
     └── RankerRefusedError           a version failed its checks at load: the old one goes on serving
     RegistryError                    the registry can't give or take a version
+
+Each says in `kind` which check failed, a word of `REFUSAL_KINDS`.
 """
 
 from __future__ import annotations
 
-__all__ = ["RankerError", "RankerRefusedError", "RegistryError"]
+__all__ = ["FAULTS_OF_THE_VERSION", "REFUSAL_KINDS", "RankerError", "RankerRefusedError", "RegistryError"]
+
+REFUSAL_KINDS = {
+    "store": "the registry could not be read",
+    "load": "ONNX Runtime could not load or run the graph here",
+    "slow": "slower than `ranker.load_latency_budget_ms` here",
+    "manifest": "no manifest, or not this version's",
+    "digest": "another size or SHA-256 than the manifest says: cut off or altered",
+    "size": "larger than `registry.max_file_bytes`",
+    "file": "a file that is no ONNX graph, vocabulary or probe, or one that is not let in",
+    "signature": "other inputs or outputs than ours",
+    "vocabulary": "vocabulary and manifest disagree",
+    "not_finite": "scores that are no numbers",
+    "probe": "golden inputs do not give the golden scores",
+}
+"""Why a version is refused at load; the values say it in words."""
+FAULTS_OF_THE_VERSION = frozenset(REFUSAL_KINDS) - {"store", "load", "slow"}
+"""Those that another worker would find, too; the others may lie with the machine or the moment."""
 
 
 class RankerError(Exception):
     """The ranker can't be loaded, was called with wrong shapes, or gave a score that is no number."""
+
+    def __init__(self, message: str = "", kind: str = "load") -> None:
+        super().__init__(message)
+        self.kind = kind
 
 
 class RankerRefusedError(RankerError):
@@ -22,3 +45,7 @@ class RankerRefusedError(RankerError):
 
 class RegistryError(Exception):
     """A version is missing, already there, or can't be read or written."""
+
+    def __init__(self, message: str = "", kind: str = "store") -> None:
+        super().__init__(message)
+        self.kind = kind

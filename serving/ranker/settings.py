@@ -20,8 +20,8 @@ class RankerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     `shadow_first`: what the trainer publishes is not served at once: workers score it beside the live version
     on the same live queries, and it is promoted or dropped by what users do next.
     `shadow_share`: share of the queries that a version beside the live one is scored on, too.
-    `shadow_min_events`, `shadow_max_events`: judged events, over all workers, before a verdict on two versions
-    and after which there is one in any case.
+    `shadow_min_events`, `shadow_max_events`: judged events, over all workers, before a verdict on two
+    versions, and after which there is one in any case.
     `rollback_alpha`: how likely it may be, at most, that a version no worse than the other is found worse,
     however often one looks.
     `probation_events`: for so many judged events after a swap the version before goes on being scored beside

@@ -6,9 +6,12 @@ The manifest names every file with its SHA-256 and size, so that digest pins the
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+import json
+from collections.abc import Mapping, Sequence
 
 import msgspec
+
+from serving.ranker.inputs import INPUTS, OUTPUT
 
 __all__ = [
     "GOLDEN_FILE",
@@ -16,6 +19,7 @@ __all__ = [
     "VOCABULARY_FILE",
     "WEIGHTS_FILE",
     "Comparison",
+    "ContentInput",
     "FileEntry",
     "GateReport",
     "Manifest",
@@ -23,6 +27,7 @@ __all__ = [
     "Signature",
     "TrainedOn",
     "digest_of",
+    "features_digest",
     "file_entries",
 ]
 
@@ -40,12 +45,12 @@ class FileEntry(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Signature(msgspec.Struct, frozen=True, kw_only=True):
-    """Names and element types of the graph's inputs and outputs; all have two dimensions, all dynamic."""
+    """Names and element types of the graph's inputs and outputs."""
 
     inputs: dict[str, str] = msgspec.field(
-        default_factory=lambda: {"history": "int64", "candidates": "int64"}
+        default_factory=lambda: {name: kind for name, (kind, _) in INPUTS.items()}
     )
-    outputs: dict[str, str] = msgspec.field(default_factory=lambda: {"scores": "float32"})
+    outputs: dict[str, str] = msgspec.field(default_factory=lambda: {OUTPUT: "float32"})
 
 
 class TrainedOn(msgspec.Struct, frozen=True, kw_only=True):
@@ -87,8 +92,15 @@ class GateReport(msgspec.Struct, frozen=True, kw_only=True):
     latency_ms: float | None
 
 
+class ContentInput(msgspec.Struct, frozen=True, kw_only=True):
+    """Columns of `item_vectors` that one encoder fills, in the manifest's order."""
+
+    name: str
+    dim: int
+
+
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):
-    """A published version. Times are ms since epoch."""
+    """A published version. Times are ms since epoch; `metrics` are the trainer's and the gate's."""
 
     version: str
     model_name: str
@@ -103,6 +115,19 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     opset: int
     created_at_ms: int
     code_version: str
+    precision: str = "fp32"
+    """What the weights are stored in: `fp32`, `fp16`, `int8` and so on."""
+    fused: bool = False
+    """True where the graph's score is the list's score; else it is blended with the online models'."""
+    event_types: tuple[str, ...] = ()
+    """Names of the event types that the history tells apart: the first is 1, 0 is any other."""
+    features: tuple[str, ...] = ()
+    """Names of the columns of `features`, the live online scores."""
+    features_digest: str = ""
+    """`features_digest` of those names and of the code that makes them; "" in a version without them."""
+    content: tuple[ContentInput, ...] = ()
+    compression: dict[str, dict[str, float]] = {}
+    """What each way to compress gave, by its name: size_bytes, latency_ms, ndcg_at_10 and so on."""
 
 
 def digest_of(data: bytes) -> str:
@@ -112,6 +137,15 @@ def digest_of(data: bytes) -> str:
     'e3b0c442'
     """
     return hashlib.sha256(data).hexdigest()
+
+
+def features_digest(names: Sequence[str], code_version: str) -> str:
+    """SHA-256 in hex of the features' names, in order, and of the version of the code that makes them.
+
+    >>> features_digest(("popularity",), "1") == features_digest(("popularity",), "2")
+    False
+    """
+    return digest_of(json.dumps([code_version, *names]).encode())
 
 
 def file_entries(files: Mapping[str, bytes]) -> dict[str, FileEntry]:

@@ -31,6 +31,9 @@ __all__ = ["Published", "Registry", "StoredVersion"]
 
 MANIFEST_FILE = "manifest.json"
 _FILES = (MODEL_FILE, VOCABULARY_FILE, WEIGHTS_FILE, GOLDEN_FILE)
+"""What every version holds; its manifest may name more."""
+_FILE_NAME = re.compile(r"[0-9A-Za-z][0-9A-Za-z_-]*(\.[0-9A-Za-z_-]+)*")
+_MAX_FILES = 32
 _VERSION = re.compile(r"[0-9A-Za-z][0-9A-Za-z_-]*(\.[0-9A-Za-z_-]+)*")
 """No slash and no two dots in a row: a version comes from a Kafka record, and must not lead out of the
 folder."""
@@ -88,8 +91,12 @@ class Registry:
         folder = self._folder(manifest.version)
         if self._fs.exists(f"{folder}/{MANIFEST_FILE}"):
             raise RegistryError(f"{self.uri(manifest.version)} is published already: versions never change")
-        if set(files) != set(_FILES) or set(manifest.files) != set(_FILES):
-            raise RegistryError(f"a version holds {', '.join(_FILES)}; given {', '.join(sorted(files))}")
+        if set(files) != set(manifest.files) or not set(_FILES) <= set(files) or len(files) > _MAX_FILES:
+            raise RegistryError(
+                f"a version holds {', '.join(_FILES)} and what else its manifest names, up to {_MAX_FILES} "
+                f"files; the manifest names {', '.join(sorted(manifest.files))}, given are "
+                f"{', '.join(sorted(files))}"
+            )
         for name, data in files.items():
             self._verify(manifest, name, data)
         document = msgspec.json.format(msgspec.json.encode(manifest), indent=2)
@@ -119,23 +126,25 @@ class Registry:
         try:
             manifest = msgspec.json.decode(document, type=Manifest)
         except msgspec.DecodeError as error:
-            raise RegistryError(f"{self.uri(version)}/{MANIFEST_FILE}: {error}") from error
+            raise RegistryError(f"{self.uri(version)}/{MANIFEST_FILE}: {error}", "manifest") from error
         if manifest.version != version:
             raise RegistryError(
-                f"{self.uri(version)}/{MANIFEST_FILE} says it is version {manifest.version!r}"
+                f"{self.uri(version)}/{MANIFEST_FILE} says it is version {manifest.version!r}", "manifest"
             )
         return manifest, digest_of(document)
 
     def fetch(
-        self, version: str, expected_digest: str | None = None, names: Iterable[str] = _FILES
+        self, version: str, expected_digest: str | None = None, names: Iterable[str] | None = None
     ) -> StoredVersion:
-        """Read a version's files and check them. Raises RegistryError where one is missing, changed, cut off
-        or too large."""
+        """Read a version's files, or those of some names, and check them. Raises RegistryError where one is
+        missing, changed, cut off or too large."""
         manifest, digest = self.manifest(version)
         if expected_digest is not None and digest != expected_digest:
-            raise RegistryError(f"{self.uri(version)}: digest {digest}, announced was {expected_digest}")
+            raise RegistryError(
+                f"{self.uri(version)}: digest {digest}, announced was {expected_digest}", "digest"
+            )
         files: dict[str, bytes] = {}
-        for name in names:
+        for name in manifest.files if names is None else names:
             files[name] = self._read(version, name, self.max_file_bytes)
             self._verify(manifest, name, files[name])
         return StoredVersion(manifest, digest, files)
@@ -143,7 +152,8 @@ class Registry:
     def _folder(self, version: str) -> str:
         if len(version) > _MAX_VERSION or not _VERSION.fullmatch(version):
             raise RegistryError(
-                f"{version[:_MAX_VERSION]!r} is no version: letters, digits, single dots, - and _ only"
+                f"{version[:_MAX_VERSION]!r} is no version: letters, digits, single dots, - and _ only",
+                "manifest",
             )
         return f"{self._root}/{version}"
 
@@ -151,30 +161,35 @@ class Registry:
         where = f"{self.uri(manifest.version)}/{name}"
         entry = manifest.files.get(name)
         if entry is None:
-            raise RegistryError(f"{where}: the manifest names no such file")
+            raise RegistryError(f"{where}: the manifest names no such file", "manifest")
         if len(data) > self.max_file_bytes:
             raise RegistryError(
-                f"{where}: {len(data)} bytes, at most {self.max_file_bytes} (registry.max_file_bytes)"
+                f"{where}: {len(data)} bytes, at most {self.max_file_bytes} (registry.max_file_bytes)", "size"
             )
         if len(data) != entry.size_bytes:
-            raise RegistryError(f"{where}: {len(data)} bytes, the manifest says {entry.size_bytes}")
+            raise RegistryError(f"{where}: {len(data)} bytes, the manifest says {entry.size_bytes}", "digest")
         if digest_of(data) != entry.sha256:
-            raise RegistryError(f"{where}: digest {digest_of(data)}, the manifest says {entry.sha256}")
-        if name == MODEL_FILE:
+            raise RegistryError(
+                f"{where}: digest {digest_of(data)}, the manifest says {entry.sha256}", "digest"
+            )
+        if name.endswith(".onnx"):
             try:
                 check_onnx(data)
             except OnnxFileError as error:
-                raise RegistryError(f"{where}: {error}") from error
+                raise RegistryError(f"{where}: {error}", "file") from error
 
     def _read(self, version: str, name: str, limit_bytes: int) -> bytes:
         """The whole file, its size looked at first, so that a huge one is never read."""
-        path = f"{self._folder(version)}/{name}"
+        folder = self._folder(version)
+        if len(name) > _MAX_VERSION or not _FILE_NAME.fullmatch(name):
+            raise RegistryError(f"{self.uri(version)}: {name[:_MAX_VERSION]!r} is no file's name", "manifest")
+        path = f"{folder}/{name}"
         try:
             self._fs.invalidate_cache()
             size = int(self._fs.size(path))
             if size > limit_bytes:
                 raise RegistryError(
-                    f"{self.uri(version)}/{name}: {size} bytes, at most {limit_bytes} are read"
+                    f"{self.uri(version)}/{name}: {size} bytes, at most {limit_bytes} are read", "size"
                 )
             return bytes(self._fs.cat_file(path))
         except OSError as error:

@@ -19,6 +19,7 @@ import safetensors.numpy
 from safetensors import SafetensorError
 
 from serving.ranker.errors import RankerError, RankerRefusedError, RegistryError
+from serving.ranker.inputs import INPUTS, RankerInputs
 from serving.ranker.probe import median_latency_ms
 from serving.ranker.ranker import Ranker
 from serving.ranker.session import RankerSession
@@ -34,9 +35,16 @@ _PROBE_TOLERANCE = 1e-3
 """Absolute and relative. Providers round differently by 1e-5 or so; a wrong file is off by whole units."""
 
 
+Role = Literal["live", "shadow"]
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class SwapEvent:
-    """What became of an announced version. `previous` is what served before, and still does when refused."""
+    """What became of an announced version. `previous` is what served before, and still does when refused.
+
+    `role` is what it was asked for: to serve, or to be scored beside what serves. `kind` is a word of
+    `serving.ranker.errors.REFUSAL_KINDS` where it is refused, else empty.
+    """
 
     outcome: Literal["swapped", "refused"]
     version: str
@@ -44,6 +52,8 @@ class SwapEvent:
     previous: str | None
     reason: str
     load_s: float
+    role: Role = "live"
+    kind: str = ""
 
 
 def load_verified(
@@ -71,11 +81,11 @@ def load_verified(
         latency_ms = median_latency_ms(ranker)  # 4
         if latency_budget_ms is not None and latency_ms > latency_budget_ms:
             raise RankerError(
-                f"16 users x 200 candidates take {latency_ms:.1f} ms, at most {latency_budget_ms:.1f}"
+                f"16 users x 200 candidates take {latency_ms:.1f} ms, at most {latency_budget_ms:.1f}", "slow"
             )
         _probe(ranker, stored.files[GOLDEN_FILE])  # 5
     except (RegistryError, RankerError) as error:
-        raise RankerRefusedError(f"{version} refused: {error}") from error
+        raise RankerRefusedError(f"{version} refused: {error}", error.kind) from error
     logger.info(
         "ranker %s loaded: %s, %d items, %.1f ms", version, ranker.session.providers_in_force,
         len(ranker.vocabulary), latency_ms,
@@ -86,14 +96,15 @@ def load_verified(
 def _load(stored: StoredVersion, provider: Provider, threads: int) -> Ranker:
     manifest = stored.manifest
     if manifest.signature != Signature():
-        raise RankerError(f"signature {manifest.signature}, expected {Signature()}")
+        raise RankerError(f"signature {manifest.signature}, expected {Signature()}", "signature")
     try:
         vocabulary = msgspec.json.decode(stored.files[VOCABULARY_FILE], type=list[str])
     except msgspec.DecodeError as error:
-        raise RankerError(f"{VOCABULARY_FILE}: {error}") from error
+        raise RankerError(f"{VOCABULARY_FILE}: {error}", "file") from error
     if not vocabulary or len(vocabulary) != manifest.vocabulary_size:
         raise RankerError(
-            f"{len(vocabulary)} items in {VOCABULARY_FILE}, the manifest says {manifest.vocabulary_size}"
+            f"{len(vocabulary)} items in {VOCABULARY_FILE}, the manifest says {manifest.vocabulary_size}",
+            "vocabulary",
         )
     return Ranker(
         RankerSession(stored.files[MODEL_FILE], provider, threads),
@@ -101,60 +112,81 @@ def _load(stored: StoredVersion, provider: Provider, threads: int) -> Ranker:
         version=manifest.version,
         history_length=manifest.history_length,
         digest=stored.digest,
+        event_types=manifest.event_types,
+        fused=manifest.fused,
     )
 
 
 def _probe(ranker: Ranker, golden: bytes) -> None:
     try:
         arrays = safetensors.numpy.load(golden)
-        history, candidates, expected = arrays["history"], arrays["candidates"], arrays["scores"]
+        inputs = RankerInputs(**{name: arrays[name] for name in INPUTS})
+        expected = arrays["scores"]
     except (SafetensorError, KeyError) as error:
-        raise RankerError(f"{GOLDEN_FILE} can't be read: {error!r}") from error
-    if expected.shape != candidates.shape or not expected.size or not np.isfinite(expected).all():
+        raise RankerError(f"{GOLDEN_FILE} can't be read: {error!r}", "file") from error
+    if expected.shape != inputs.candidates.shape or not expected.size or not np.isfinite(expected).all():
         raise RankerError(
-            f"{GOLDEN_FILE}: scores {expected.shape} for candidates {candidates.shape}, or not finite"
+            f"{GOLDEN_FILE}: scores {expected.shape} for candidates {inputs.candidates.shape}, or not finite",
+            "file",
         )
-    scores = ranker.score_indices(history, candidates)
+    known = inputs.candidates > 0
+    scores = ranker.session.score(inputs)
+    scores, expected = scores[known], expected[known]
     if not np.allclose(scores, expected, rtol=_PROBE_TOLERANCE, atol=_PROBE_TOLERANCE):
         worst = float(np.abs(scores - expected).max())
-        raise RankerError(f"golden probe: off by {worst:.3g} at most, {_PROBE_TOLERANCE:g} is allowed")
+        raise RankerError(
+            f"golden probe: off by {worst:.3g} at most, {_PROBE_TOLERANCE:g} is allowed", "probe"
+        )
 
 
 class RankerSlot:
-    """Holds the ranker in force, and loads the next one in the background. One thread calls it; that thread
-    swaps.
+    """Holds the ranker in force and, where there is one, another that is scored beside it; loads what comes
+    next in the background. One thread calls it; that thread swaps.
 
-    `request` returns at once; when several come before a load has ended, the newest wins. A refused version
-    changes nothing but is reported once by `swap_if_ready`; asking for it again tries again.
+    Requests return at once; when several come before a load has ended, the newest wins. A refused version
+    changes nothing but is reported once by `swap_if_ready`; asking for it again tries again. A version that
+    is in memory already, in either role, is not loaded again.
     """
 
     def __init__(self, registry: Registry, settings: RankerSettings | None = None) -> None:
         self.current: Ranker | None = None
+        self.shadow: Ranker | None = None
         self._registry = registry
         self._settings = settings or RankerSettings()
         self._condition = threading.Condition()
-        self._wanted: tuple[str, str] | None = None
+        self._wanted: dict[Role, tuple[str, str]] = {}
+        self._shadow_is: tuple[str, str] | None = None
+        """Which version is to be the shadow: a load of another one that ends now comes too late."""
         self._done: collections.deque[tuple[Ranker | None, SwapEvent]] = collections.deque()
         self._thread: threading.Thread | None = None
 
     def request(self, version: str, digest: str, uri: str = "") -> None:
-        """Ask for a version of this slot's registry.
+        """Ask for a version of this slot's registry to serve.
 
         `uri` is where the trainer put it, and is only logged: a record never says where files are read from.
         """
         with self._condition:
             idle = self._thread is None and not self._done
-            if (
-                idle
-                and self.current is not None
-                and (self.current.version, self.current.digest) == (version, digest)
-            ):
+            if idle and _is(self.current, version, digest):
                 return
             logger.info("ranker %r announced at %r", version, uri or self._registry.uri(version))
-            self._wanted = (version, digest)
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._work, name="ranker-load", daemon=True)
-                self._thread.start()
+            self._want("live", version, digest)
+
+    def request_shadow(self, version: str, digest: str) -> None:
+        """Ask for a version to be scored beside the one in force; the one that was so far is let go."""
+        with self._condition:
+            if self._shadow_is == (version, digest):
+                return
+            self._shadow_is, kept = (version, digest), self.shadow
+            if not _is(kept, version, digest):
+                self.shadow = None
+                self._want("shadow", version, digest)
+
+    def drop_shadow(self) -> None:
+        """Have none beside the one in force any more."""
+        with self._condition:
+            self._shadow_is = self.shadow = None
+            self._wanted.pop("shadow", None)
 
     @property
     def loading(self) -> bool:
@@ -167,36 +199,50 @@ class RankerSlot:
             return self._condition.wait_for(lambda: self._thread is None, timeout_s)
 
     def swap_if_ready(self) -> SwapEvent | None:
-        """Call between two micro-batches: put a loaded ranker in force, or report a refusal. None when
-        nothing ended."""
-        if not self._done:
-            return None
-        ranker, event = self._done.popleft()
-        event = dataclasses.replace(
-            event, previous=self.current.version if self.current is not None else None
-        )
-        if ranker is not None:
-            self.current = ranker
-        return event
+        """Call between two micro-batches: put a loaded ranker in force, or beside the one in force, or report
+        a refusal. None when nothing ended."""
+        while self._done:
+            ranker, event = self._done.popleft()
+            if event.role == "shadow" and self._shadow_is != (event.version, event.digest):
+                continue
+            event = dataclasses.replace(
+                event, previous=self.current.version if self.current is not None else None
+            )
+            if ranker is not None and event.role == "live":
+                self.current = ranker
+            elif ranker is not None:
+                self.shadow = ranker
+            return event
+        return None
+
+    def _want(self, role: Role, version: str, digest: str) -> None:
+        self._wanted[role] = (version, digest)
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._work, name="ranker-load", daemon=True)
+            self._thread.start()
 
     def _work(self) -> None:
         while True:
             with self._condition:
-                wanted, self._wanted = self._wanted, None
+                role: Role = "live" if "live" in self._wanted else "shadow"
+                wanted = self._wanted.pop(role, None)
                 if wanted is None:
                     self._thread = None
                     self._condition.notify_all()
                     return
-            done = self._load(*wanted)
+                loaded = [self.current, self.shadow, *(ranker for ranker, _ in list(self._done))]
+            held = next((ranker for ranker in loaded if _is(ranker, *wanted)), None)
+            done = self._load(role, *wanted, held)
             with self._condition:
                 self._done.append(done)
 
-    def _load(self, version: str, digest: str) -> tuple[Ranker | None, SwapEvent]:
+    def _load(
+        self, role: Role, version: str, digest: str, held: Ranker | None
+    ) -> tuple[Ranker | None, SwapEvent]:
         started = time.monotonic()
-        ranker: Ranker | None = None
-        reason = ""
+        ranker, reason, kind = held, "", ""
         try:
-            ranker = load_verified(
+            ranker = ranker or load_verified(
                 self._registry,
                 version,
                 digest,
@@ -205,10 +251,15 @@ class RankerSlot:
                 latency_budget_ms=self._settings.load_latency_budget_ms,
             )
         except RankerRefusedError as error:
-            reason = str(error)
+            reason, kind = str(error), error.kind
         except Exception as error:  # noqa: BLE001 - whatever a store's client raises must not end serving
-            reason = f"{version} refused: {error!r}"
+            reason, kind = f"{version} refused: {error!r}", "store"
         if reason:
             logger.warning("%s", reason)
         outcome: Literal["swapped", "refused"] = "refused" if ranker is None else "swapped"
-        return ranker, SwapEvent(outcome, version, digest, None, reason, time.monotonic() - started)
+        load_s = time.monotonic() - started
+        return ranker, SwapEvent(outcome, version, digest, None, reason, load_s, role, kind)
+
+
+def _is(ranker: Ranker | None, version: str, digest: str) -> bool:
+    return ranker is not None and (ranker.version, ranker.digest) == (version, digest)

@@ -22,7 +22,7 @@ def mixture(wins: int, losses: int) -> Fraction:
     for k in range(losses + 1):
         power = wins + k + 1
         total += Fraction((-1) ** k * math.comb(losses, k), power) * (1 - Fraction(1, 2**power))
-    return 2 ** (wins + losses + 1) * total
+    return Fraction(2 ** (wins + losses + 1)) * total
 
 
 @given(st.integers(0, 60), st.integers(0, 60))

@@ -86,12 +86,14 @@ class SequenceNetwork(nn.Module, ABC):
 
     def vectors(self, places: Tensor, contents: Tensor) -> Tensor:
         """float32[..., d] of places int64[...]; contents float32[N, E] has a row for each place."""
-        vectors: Tensor = self.item_embedding(self._known(places)) + self.content(contents[places])
+        vectors: Tensor = self.item_embedding(self._known(places)) + self.content(
+            nn.functional.embedding(places, contents)
+        )
         return vectors
 
     def biases(self, places: Tensor) -> Tensor:
         """float32[...] of places int64[...]."""
-        return self.item_bias[self._known(places)]
+        return nn.functional.embedding(self._known(places), self.item_bias.unsqueeze(1)).squeeze(-1)
 
     def table(self, contents: Tensor) -> tuple[Tensor, Tensor]:
         """Vectors float32[V + 2, d] and biases float32[V + 2] of all places up to V + 1."""
@@ -116,8 +118,18 @@ class SequenceNetwork(nn.Module, ABC):
         return torch.matmul(vectors, states.unsqueeze(-1)).squeeze(-1) + biases
 
     def scores(self, states: Tensor, places: Tensor, contents: Tensor) -> Tensor:
-        """float32[n, k] of states float32[n, d] and places int64[n, k]."""
-        return self.pair_scores(states, self.vectors(places, contents), self.biases(places))
+        """float32[n, k] of states float32[n, d] and places int64[n, k].
+
+        A dot-product head takes <h, E_i + W c_i> as <h, E_i> + <W' h, c_i>: W meets each user once, not each
+        candidate.
+        """
+        network, base = type(self), SequenceNetwork
+        if network.vectors is not base.vectors or network.pair_scores is not base.pair_scores:
+            return self.pair_scores(states, self.vectors(places, contents), self.biases(places))
+        ids = torch.matmul(self.item_embedding(self._known(places)), states.unsqueeze(-1))
+        by_content = torch.matmul(states, self.content.weight).unsqueeze(-1)
+        given = torch.matmul(nn.functional.embedding(places, contents), by_content)
+        return (ids + given).squeeze(-1) + self.biases(places)
 
     def retrieval_vectors(self, contents: Tensor) -> Tensor:
         """float32[V, d + 1]: item vectors whose inner products with [state; 1] are the scores."""

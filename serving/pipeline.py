@@ -24,7 +24,7 @@ from serving.query import Query, QueryBatch, RankedBatch, RankedList
 from serving.ranker.layout import warm_up
 from serving.ranker.ranker import Ranker
 from serving.retrieval import FactorCandidates, Retriever
-from serving.scoring import Opinion, RankerView, Scores, blended, ranker_opinion, score
+from serving.scoring import Contents, Opinion, RankerView, Scores, Standing, blended, ranker_opinion, score
 from serving.settings import ServingSettings
 
 __all__ = ["Pipeline"]
@@ -65,8 +65,13 @@ class Pipeline:
         catalogue: Catalogue,
         settings: ServingSettings,
         nearest: FactorCandidates | None = None,
+        contents: Contents | None = None,
     ) -> None:
+        """`contents` gives content vectors of items that a ranker has never seen."""
+        self.event_types: tuple[str, ...] = ()
+        """Names of the codes in `QueryBatch.recent_kinds`."""
         self.items = items
+        self._contents = contents
         self.catalogue = catalogue
         self.settings = settings
         self._retriever = Retriever(items, settings, nearest)
@@ -75,7 +80,7 @@ class Pipeline:
         self._warm_up()
 
     def use(self, ranker: Ranker | None) -> None:
-        self._view = None if ranker is None else RankerView(ranker)
+        self._view = None if ranker is None else RankerView(ranker, self._contents)
 
     @property
     def ranker(self) -> str | None:
@@ -98,7 +103,7 @@ class Pipeline:
         if not queries:
             return []
         items = self.items.items
-        ranked = self.recommend_batch(QueryBatch.of(queries, items, self.history_length))
+        ranked = self.recommend_batch(QueryBatch.of(queries, items, self.history_length, self.event_types))
         return [ranked_list(ranked, position, items, self.catalogue) for position in range(len(queries))]
 
     def recommend_batch(self, batch: QueryBatch) -> RankedBatch:
@@ -135,12 +140,12 @@ class Pipeline:
         """In parts, the ranker scoring one in a thread of its own while this one retrieves the next."""
         n = len(batch)
         ranked = RankedBatch.empty(n, int(batch.count.max()))
-        index = view.index(self.items.items.ids)
+        standing = Standing.of(view, self.items, self.event_types)
         begun: list[_Part] = []
         for start in range(0, n, OVERLAPPED):
             part = batch.part(start, min(start + OVERLAPPED, n))
             wanted, found = self._retriever.retrieve(part, allowed)
-            opinion = self._scorer.submit(ranker_opinion, wanted, found, view, index)
+            opinion = self._scorer.submit(ranker_opinion, part, wanted, found, self.items, standing)
             begun.append(_Part(start, part, wanted, found, opinion))
             if len(begun) > 1:
                 self._finish(begun.pop(0), view, ranked)
@@ -157,7 +162,8 @@ class Pipeline:
 
     def _rank(self, batch: QueryBatch, allowed: Filter, view: RankerView | None) -> RankedBatch:
         wanted, found = self._retriever.retrieve(batch, allowed)
-        scores = score(wanted, batch.seen_count, found, self.items, view, self.settings)
+        standing = None if view is None else Standing.of(view, self.items, self.event_types)
+        scores = score(batch, wanted, found, self.items, standing, self.settings)
         return self._ordered(batch, wanted, found, scores, view)
 
     def _ordered(

@@ -22,8 +22,8 @@ Float32 = npt.NDArray[np.float32]
 
 @dataclass(slots=True)
 class Query:
-    """One list to make. `recent` holds the user's items, oldest first; `factor` is float32 [d], zeros when
-    unknown."""
+    """One list to make. `recent` holds the user's items, oldest first, `recent_types` and `recent_times_ms`
+    their event types and times where they are known; `factor` is float32 [d], zeros when unknown."""
 
     recent: Sequence[str]
     seen: Collection[str]
@@ -32,6 +32,10 @@ class Query:
     categories: Sequence[str] | None = None
     exclude: Sequence[str] = ()
     candidates: Sequence[str] | None = None
+    recent_types: Sequence[str] = ()
+    recent_times_ms: Sequence[int] = ()
+    now_ms: int = 0
+    """The time that the list is made for, by the events' clock; 0 unknown."""
 
 
 @dataclass(slots=True)
@@ -56,6 +60,21 @@ class QueryBatch:
     column `blocked` counts for nothing). `recent`, where it is not empty, stands in place of the column's,
     `seen` comes to what is blocked; `seen_count`, `factor` and `count` are the columns'."""
 
+    recent_kinds: Int32 = field(default_factory=lambda: np.empty((0, 0), dtype=np.int32))
+    """int32[n, L]: codes of the event types of `recent`, by `Pipeline.event_types`; -1 unknown."""
+    recent_times_ms: npt.NDArray[np.int64] = field(default_factory=lambda: np.empty((0, 0), dtype=np.int64))
+    """int64[n, L]: their times, -1 unknown."""
+    now_ms: npt.NDArray[np.int64] = field(default_factory=lambda: np.empty(0, dtype=np.int64))
+    """int64[n]: the time that each list is made for, by the events' clock; 0 unknown."""
+
+    def __post_init__(self) -> None:
+        if self.recent_kinds.shape != self.recent.shape:
+            self.recent_kinds = np.full(self.recent.shape, -1, dtype=np.int32)
+        if self.recent_times_ms.shape != self.recent.shape:
+            self.recent_times_ms = np.full(self.recent.shape, -1, dtype=np.int64)
+        if len(self.now_ms) != len(self.recent):
+            self.now_ms = np.zeros(len(self.recent), dtype=np.int64)
+
     def __len__(self) -> int:
         return len(self.count)
 
@@ -73,15 +92,26 @@ class QueryBatch:
             seen_count=np.concatenate([part.seen_count for part in parts]),
             factors=np.concatenate([part.factors for part in parts]),
             count=np.concatenate([part.count for part in parts]),
+            recent_kinds=np.concatenate([part.recent_kinds for part in parts]),
+            recent_times_ms=np.concatenate([part.recent_times_ms for part in parts]),
+            now_ms=np.concatenate([part.now_ms for part in parts]),
         )
 
     @classmethod
-    def of(cls, queries: Sequence[Query], items: ItemTable, length: int) -> QueryBatch:
-        """The columns of queries, `length` recent items each."""
+    def of(
+        cls, queries: Sequence[Query], items: ItemTable, length: int, event_types: Sequence[str] = ()
+    ) -> QueryBatch:
+        """The columns of queries, `length` recent items each; `event_types` gives the types their codes."""
         recent = np.full((len(queries), length), -1, dtype=np.int32)
+        kinds, times_ms = recent.copy(), np.full(recent.shape, -1, dtype=np.int64)
+        code_of = {name: code for code, name in enumerate(event_types)}
         for user, query in enumerate(queries):
             newest_first = items.rows(query.recent[: -length - 1 : -1])
             recent[user, : len(newest_first)] = newest_first
+            codes = [code_of.get(name, -1) for name in query.recent_types[: -length - 1 : -1]]
+            kinds[user, : len(codes)] = codes
+            newest_ms = query.recent_times_ms[: -length - 1 : -1]
+            times_ms[user, : len(newest_ms)] = newest_ms
         blocked, blocked_end = joined_rows([items.rows(query.seen) for query in queries])
         special = {
             position: query
@@ -96,6 +126,9 @@ class QueryBatch:
             factors=np.stack([query.factor for query in queries]).astype(np.float32, copy=False),
             count=np.array([query.count for query in queries], dtype=np.int32),
             requests=special or None,
+            recent_kinds=kinds,
+            recent_times_ms=times_ms,
+            now_ms=np.array([query.now_ms for query in queries], dtype=np.int64),
         )
 
     def part(self, start: int, stop: int) -> QueryBatch:
@@ -110,6 +143,9 @@ class QueryBatch:
             factors=self.factors[start:stop],
             count=self.count[start:stop],
             requests={n - start: requests[n] for n in requests if start <= n < stop} or None,
+            recent_kinds=self.recent_kinds[start:stop],
+            recent_times_ms=self.recent_times_ms[start:stop],
+            now_ms=self.now_ms[start:stop],
         )
 
     def take(self, positions: npt.NDArray[np.intp]) -> QueryBatch:
@@ -126,6 +162,9 @@ class QueryBatch:
             factors=self.factors[positions],
             count=self.count[positions],
             requests={new: requests[old] for new, old in enumerate(positions.tolist()) if old in requests},
+            recent_kinds=self.recent_kinds[positions],
+            recent_times_ms=self.recent_times_ms[positions],
+            now_ms=self.now_ms[positions],
         )
 
 

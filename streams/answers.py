@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -92,7 +93,8 @@ class Answers:
         """Note what the users of the wave's events, all different, are to get lists of: as they stand now."""
         if len(wave):
             count = np.full(len(wave), self._settings.trigger.count, np.int32)
-            self._asked.append((wave, self._queries(batch.rows[wave], count)))
+            now_ms = batch.events.time_ms[wave]
+            self._asked.append((wave, self._queries(batch.rows[wave], count, now_ms)))
 
     def to_events(self, batch: Batch, online_offset: int) -> OutputRecords | None:
         """One list for each event that was asked for, in that order; None of none."""
@@ -122,7 +124,8 @@ class Answers:
             -1 if r.request.user_id is None else users.row(r.request.user_id, r.partition) for r in requests
         ]
         count = np.array([r.request.count or self._settings.trigger.count for r in requests], np.int32)
-        queries = self._queries(np.array(rows, np.int32), count)
+        now_ms = np.array([r.kafka_time_ms for r in requests], np.int64)
+        queries = self._queries(np.array(rows, np.int32), count, now_ms)
         queries.requests = {
             n: query for n, r in enumerate(requests) if (query := self._special(r.request)) is not None
         }
@@ -141,25 +144,31 @@ class Answers:
         kafka_ms = [r.kafka_time_ms for r in requests]
         return self._records(ranked, keys, ids, kafka_ms, [r.partition for r in requests], online_offset)
 
-    def _queries(self, rows: Int32, count: Int32) -> QueryBatch:
-        """What the users in `rows` (-1: nobody knows them) are asked for."""
+    def _queries(self, rows: Int32, count: Int32, now_ms: npt.NDArray[np.int64]) -> QueryBatch:
+        """What the users in `rows` (-1: nobody knows them) are asked for, as of the times `now_ms`."""
         known = np.flatnonzero(rows >= 0)
-        found = self._shards.users.gather(rows[known], self._codes.row_of, self._pipeline.history_length)
-        if len(known) == len(rows):
-            return QueryBatch(
-                recent=found.recent,
-                blocked=found.blocked,
-                blocked_end=found.blocked_end,
-                seen_count=found.seen_count,
-                factors=found.factors,
-                count=count,
-            )
-        recent = np.full((len(rows), found.recent.shape[1]), -1, np.int32)
-        factors = np.zeros((len(rows), found.factors.shape[1]), np.float32)
-        seen = np.zeros(len(rows), np.int32)
-        recent[known], factors[known], seen[known] = found.recent, found.factors, found.seen_count
-        ends = np.cumsum(seen, dtype=np.int32)
-        return QueryBatch(recent, found.blocked, ends, seen, factors, count)
+        users = self._shards.users
+        found = users.gather(rows[known], self._codes.row_of, self._pipeline.history_length)
+        if len(self._pipeline.event_types) != users.kinds.codes:
+            names = [users.kinds.id_of(code).decode() for code in range(users.kinds.codes)]
+            self._pipeline.event_types = tuple(names)
+        columns = (found.recent, found.kinds, found.times_ms, found.factors, found.seen_count)
+        ends = found.blocked_end
+        if len(known) < len(rows):
+            columns = tuple(_spread(column, known, len(rows), fill) for column, fill in zip(columns, _FILLS, strict=True))
+            ends = np.cumsum(columns[-1], dtype=np.int32)
+        recent, kinds, times_ms, factors, seen = columns
+        return QueryBatch(
+            recent=recent,
+            blocked=found.blocked,
+            blocked_end=ends,
+            seen_count=seen,
+            factors=factors,
+            count=count,
+            recent_kinds=kinds,
+            recent_times_ms=times_ms,
+            now_ms=now_ms,
+        )
 
     def _special(self, request: Request) -> Query | None:
         """What columns can't say of a request; None when it says nothing more."""
@@ -216,6 +225,17 @@ class Answers:
                 stats.degraded += n * (ranked.degraded is not None)
         self._sent_ms += kafka_ms
         return OutputRecords(self._topic, None, keys, values, self._headers)
+
+
+_FILLS = (-1, -1, -1, 0, 0)
+"""Recent rows, types, times, factors and seen items of a user nobody knows."""
+
+
+def _spread(column: npt.NDArray[Any], known: npt.NDArray[np.intp], n: int, fill: int) -> npt.NDArray[Any]:
+    """[n, ...] with the column's rows at `known` and `fill` elsewhere."""
+    whole = np.full((n, *column.shape[1:]), fill, column.dtype)
+    whole[known] = column
+    return whole
 
 
 def _ids(user_id: bytes, request_id: bytes, event_id: bytes) -> bytes:

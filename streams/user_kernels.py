@@ -738,11 +738,11 @@ def _remove_at(users: Users, row: int, which: int, at: int) -> None:
 
 @kernel
 def gather(
-    chosen: Ints, users: Users, row_of: Ints, recent: Ints, seen_count: Ints, blocked: Ints, ends: Ints,
-    factors: Floats,
+    chosen: Ints, users: Users, row_of: Ints, recent: Ints, kinds: Ints, times_ms: Longs, seen_count: Ints,
+    blocked: Ints, ends: Ints, factors: Floats,
 ) -> None:  # fmt: skip
-    """What a list needs of each chosen user: recent rows newest first, rows seen one user behind the
-    other."""
+    """What a list needs of each chosen user: recent rows newest first with their events' types and times,
+    rows seen one user behind the other."""
     at = 0
     for k in range(len(chosen)):
         row = chosen[k]
@@ -751,7 +751,10 @@ def gather(
         for place in range(recent.shape[1]):
             while last >= first and users.recent_weight[last] <= 0.0:
                 last -= 1
-            recent[k, place] = row_of[users.recent_item[last]] if last >= first else -1
+            found = last >= first
+            recent[k, place] = row_of[users.recent_item[last]] if found else -1
+            kinds[k, place] = np.int32(users.recent_kind[last]) if found else -1
+            times_ms[k, place] = users.recent_time[last] if found else -1
             last -= 1
         start = users.long[row, START + SEEN]
         for place in range(start, start + users.small[row, COUNT + SEEN]):

@@ -64,10 +64,12 @@ Int32 = npt.NDArray[np.int32]
 @dataclass(slots=True)
 class Gathered:
     """What lists need of n users, in rows of the item table: recent int32[n, L] newest first (-1 padded or
-    unknown), blocked int32[sum of seen] one user behind the other, blocked_end int32[n], seen_count int32[n],
+    unknown) with kinds int32[n, L] (codes of event types) and times_ms int64[n, L], blocked int32[sum of seen] one user behind the other, blocked_end int32[n], seen_count int32[n],
     factors float32[n, d]."""
 
     recent: Int32
+    kinds: Int32
+    times_ms: npt.NDArray[np.int64]
     blocked: Int32
     blocked_end: Int32
     seen_count: Int32
@@ -307,14 +309,16 @@ class UserTable:
         total = int(self.users.small[rows, COUNT + SEEN].sum())
         found = Gathered(
             recent=np.empty((n, length), np.int32),
+            kinds=np.empty((n, length), np.int32),
+            times_ms=np.empty((n, length), np.int64),
             blocked=np.empty(total, np.int32),
             blocked_end=np.empty(n, np.int32),
             seen_count=np.empty(n, np.int32),
             factors=np.empty((n, self._columns["factor"].shape[1]), np.float32),
         )
         kernels.gather(
-            rows, self.users, row_of, found.recent, found.seen_count, found.blocked, found.blocked_end,
-            found.factors,
+            rows, self.users, row_of, found.recent, found.kinds, found.times_ms, found.seen_count,
+            found.blocked, found.blocked_end, found.factors,
         )  # fmt: skip
         return found
 

@@ -9,11 +9,13 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["hide_unknown", "lay_out", "warm_up"]
+__all__ = ["hide", "lay_out", "warm_up"]
 
+Bytes = NDArray[np.uint8]
 Ints = NDArray[np.int32]
 Longs = NDArray[np.int64]
 Floats = NDArray[np.float32]
+Bools = NDArray[np.bool_]
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -23,36 +25,54 @@ def kernel(function: F) -> F:
 
 
 @kernel
-def lay_out(recent: Ints, rows: Ints, index: Ints, history: Longs, candidates: Longs) -> int:
-    """Vocabulary indices of what each user used and of the candidates; returns the longest history.
+def lay_out(
+    recent: Ints, kinds: Ints, times_ms: Longs, rows: Ints, places: Ints, types_of: Longs, history: Longs,
+    types: Longs, gaps_s: Floats, candidates: Longs,
+) -> int:  # fmt: skip
+    """Places of what each user used and of the candidates; returns the longest history.
 
-    recent int32[B, L] newest first and rows int32[B, C], both -1 padded; index int32[item rows] from a row to
-    its place in the vocabulary, 0 where unknown. history int64[B, H] gets the newest H known ones, oldest
-    first with 0 on the left; candidates int64[B, C] gets 0 where unknown.
+    recent int32[B, L] newest first, with the codes of their event types and their times int64[B, L], and rows
+    int32[B, C], all -1 padded; places int32[item rows] leads from a row to its place, types_of int64[codes]
+    from a code to the network's event type. history, types int64[B, H] and gaps_s float32[B, H] get the newest
+    H, oldest first with 0 on the left; candidates int64[B, C] gets 0 for padding.
     """
-    longest, places = 0, history.shape[1]
+    longest, room = 0, history.shape[1]
     for user in range(recent.shape[0]):
-        left = places
-        for position in range(min(recent.shape[1], places)):
+        left = room
+        newer_ms = np.int64(-1)
+        for position in range(recent.shape[1]):
             row = recent[user, position]
-            if 0 <= row < index.shape[0] and index[row] > 0:
-                left -= 1
-                history[user, left] = index[row]
+            if row < 0 or row >= places.shape[0]:
+                continue
+            time_ms = times_ms[user, position]
+            if left < room and time_ms >= 0 and newer_ms > time_ms:
+                gaps_s[user, left] = np.float32((newer_ms - time_ms) / 1000.0)
+            if left == 0:
+                break
+            left -= 1
+            history[user, left] = places[row]
+            code = kinds[user, position]
+            types[user, left] = types_of[code] if 0 <= code < types_of.shape[0] else 0
+            gaps_s[user, left] = np.float32(0.0)
+            newer_ms = time_ms
         history[user, :left] = 0
-        longest = max(longest, places - left)
+        types[user, :left] = 0
+        gaps_s[user, :left] = np.float32(0.0)
+        longest = max(longest, room - left)
         for column in range(rows.shape[1]):
             row = rows[user, column]
-            candidates[user, column] = index[row] if 0 <= row < index.shape[0] else 0
+            candidates[user, column] = places[row] if 0 <= row < places.shape[0] else 0
     return longest
 
 
 @kernel
-def hide_unknown(scores: Floats, candidates: Longs) -> int:
-    """Put NaN where a candidate is unknown (0); returns how many known ones' scores are not finite."""
+def hide(scores: Floats, candidates: Longs, unseen: int) -> int:
+    """Put NaN where a candidate is padding (0) or stands at the place `unseen`; returns how many others' scores
+    are not finite."""
     bad = 0
     for user in range(scores.shape[0]):
         for column in range(scores.shape[1]):
-            if candidates[user, column] == 0:
+            if candidates[user, column] == 0 or candidates[user, column] == unseen:
                 scores[user, column] = np.float32(np.nan)
             elif not np.isfinite(scores[user, column]):
                 bad += 1
@@ -61,6 +81,7 @@ def hide_unknown(scores: Floats, candidates: Longs) -> int:
 
 def warm_up() -> None:
     """Compile the kernels, or load them from numba's cache, before the first ranker comes."""
-    rows, indices = np.zeros((1, 1), dtype=np.int32), np.zeros((1, 1), dtype=np.int64)
-    lay_out(rows, rows, rows[0], indices, indices)
-    hide_unknown(np.zeros((1, 1), dtype=np.float32), indices)
+    rows, places = np.zeros((1, 1), dtype=np.int32), np.zeros((1, 1), dtype=np.int64)
+    gaps = np.zeros((1, 1), dtype=np.float32)
+    lay_out(rows, rows, places, rows, rows[0], places[0], places, places, gaps, places)
+    hide(np.zeros((1, 1), dtype=np.float32), places, 2)

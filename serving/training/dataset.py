@@ -198,7 +198,7 @@ class LogSplit:
     """What one training run sees."""
 
     vocabulary: tuple[str, ...]  # item id of index 1, 2, ...; 0 is padding
-    train: Sequences  # items as vocabulary indices
+    train: Sequences  # items as places: rare ones are V + 1, and no targets
     event_types: int  # types are 1 to this
     contents: Float32  # [V + 2, E] content vectors by place; rows 0 and V + 1 are zeros
     newest: EvaluationSlice
@@ -235,14 +235,14 @@ def split_by_time(
         raise NotEnoughDataError(
             f"none of {len(log.item_ids)} items was met {settings.min_count} times (trainer.min_count)"
         )
-    table = np.zeros(len(log.item_ids), dtype=np.int64)
+    table = np.full(len(log.item_ids), len(known) + 1, dtype=np.int64)
     table[known] = np.arange(1, len(known) + 1)
     offsets = log.column("offset")
     vocabulary = tuple(log.item_ids[row] for row in known)
     columns = Sequences(starts, items, types, times_ms, positive)
     return LogSplit(
         vocabulary=vocabulary,
-        train=_sequences(columns, table[items], in_train),
+        train=_sequences(columns, table[items], in_train, len(known) + 1),
         newest=_evaluation_slice(log, columns, rows, held_out),
         event_types=int(log.column("event_type").max()) + 1,
         contents=_contents_of(vocabulary, contents),
@@ -305,16 +305,15 @@ def _evaluation_slice(
     )
 
 
-def _sequences(columns: Sequences, places: Int64, in_train: Bool) -> Sequences:
-    keep = in_train & (places > 0)
-    lengths = np.add.reduceat(keep.astype(np.int64), columns.starts[:-1])
+def _sequences(columns: Sequences, places: Int64, in_train: Bool, unseen: int) -> Sequences:
+    lengths = np.add.reduceat(in_train.astype(np.int64), columns.starts[:-1])
     lengths = lengths[lengths > 0]
     return Sequences(
         starts=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
-        items=places[keep],
-        types=columns.types[keep],
-        times_ms=columns.times_ms[keep],
-        targets=columns.targets[keep],
+        items=places[in_train],
+        types=columns.types[in_train],
+        times_ms=columns.times_ms[in_train],
+        targets=(columns.targets & (places < unseen))[in_train],
     )
 
 

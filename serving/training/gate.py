@@ -119,9 +119,9 @@ def ranks_of_targets(scores: Float32, targets: Int64, masked: Bool) -> Float64:
 
 
 def _task(newest: EvaluationSlice, challenger: Ranker, champion: Ranker | None, max_pairs: int) -> _Task:
-    known = challenger.index_of(newest.item_ids) > 0
+    known = challenger.places_of(newest.item_ids) < challenger.unseen
     if champion is not None:
-        known |= champion.index_of(newest.item_ids) > 0
+        known |= champion.places_of(newest.item_ids) < champion.unseen
     catalogue = np.flatnonzero(known)
     column = np.full(len(newest.item_ids), -1, dtype=np.int64)
     column[catalogue] = np.arange(len(catalogue))
@@ -140,14 +140,16 @@ def _popularity_ranks(task: _Task, popularity: Mapping[str, float]) -> Float64:
 
 
 def _ranker_ranks(task: _Task, ranker: Ranker) -> Float64:
-    table = ranker.index_of(task.newest.item_ids)
-    histories = task.newest.histories(table, ranker.history_length)[task.events]
-    candidates = table[task.catalogue]
-    targets = task.targets()
+    newest, table = task.newest, ranker.places_of(task.newest.item_ids)
+    length, events = ranker.history_length, task.events
+    history, context = newest.histories(table, length)[events], newest.context()[events]
+    types, gaps_s = newest.history_types(length)[events], newest.history_gaps_s(length)[events]
+    candidates, targets = table[task.catalogue], task.targets()
     parts = []
     for at in _batches(task):
-        scores = ranker.score_indices(histories[at], np.tile(candidates, (len(at), 1)))
-        parts.append(ranks_of_targets(scores, targets[at], task.seen(at)))
+        inputs = ranker.plain_inputs(history[at], np.tile(candidates, (len(at), 1)))
+        inputs.history_types, inputs.history_gaps_s, inputs.context = types[at], gaps_s[at], context[at]
+        parts.append(ranks_of_targets(ranker.score_inputs(inputs), targets[at], task.seen(at)))
     return np.concatenate([np.empty(0), *parts])
 
 

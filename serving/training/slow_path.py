@@ -33,6 +33,7 @@ from serving.registry.store import Published, Registry
 from serving.registry.swap import load_verified
 from serving.training.dataset import InteractionLog, LogSplit, split_by_time
 from serving.training.export import Export, export_onnx
+from serving.training.fused import ExportedRanker
 from serving.training.gate import gate
 from serving.training.settings import TrainerSettings
 from serving.training.train import Progress, TrainedNetwork, WarmStart, train
@@ -89,7 +90,7 @@ def run_slow_path(
     with tempfile.TemporaryDirectory(prefix="freshet-export-") as folder:
         clock.stage("export", 0.8, f"NDCG@10 {trained.ndcg_at_10:.4f} on the newest training events")
         path = Path(folder) / MODEL_FILE
-        export = export_onnx(trained.network, path, seed=settings.seed)
+        export = export_onnx(ExportedRanker(trained.network), path, seed=settings.seed)
         model = path.read_bytes()
     clock.stage("gate", 0.9, f"{len(split.newest)} events")
     created_at_ms = int(time.time() * 1000)
@@ -123,7 +124,7 @@ def prepare() -> None:
     )
     trained = train(split_by_time(log, settings), settings)
     with tempfile.TemporaryDirectory(prefix="freshet-export-") as folder:
-        export_onnx(trained.network, Path(folder) / MODEL_FILE)
+        export_onnx(ExportedRanker(trained.network), Path(folder) / MODEL_FILE)
 
 
 class _Clock:
@@ -185,14 +186,11 @@ def _gate(
 
 
 def _files(model: bytes, trained: TrainedNetwork, export: Export) -> dict[str, bytes]:
-    golden = export.golden
     return {
         MODEL_FILE: model,
         VOCABULARY_FILE: msgspec.json.encode(trained.vocabulary),
         WEIGHTS_FILE: safetensors.numpy.save(trained.weights()),
-        GOLDEN_FILE: safetensors.numpy.save(
-            {"history": golden.history, "candidates": golden.candidates, "scores": golden.scores}
-        ),
+        GOLDEN_FILE: safetensors.numpy.save(export.golden.arrays()),
     }
 
 

@@ -38,8 +38,8 @@ def full_softmax(
     row.
     """
     seen = seen.masked_fill(seen == targets.unsqueeze(1), 0)
-    logits = network.logits(states, contents)[:, :-1]
-    return nn.functional.cross_entropy(logits.scatter(1, seen, float("-inf")), targets)
+    logits = network.logits(states, contents).scatter(1, seen, float("-inf"))
+    return nn.functional.cross_entropy(logits[:, :-1], targets)
 
 
 class SampledSoftmax:

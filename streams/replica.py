@@ -1,6 +1,7 @@
-"""What every worker holds whole: the learned item state, the catalogue, the ranker in service.
+"""What every worker holds whole: the learned item state, the catalogue with its content
+vectors, the ranker in service.
 
-All three are read from topics without a group. The item state learns from the log alone, even from this
+All are read from topics without a group. The item state learns from the log alone, even from this
 worker's own events, so that every replica applies the same records in the same order and stays bit-for-bit
 equal.
 """
@@ -18,6 +19,7 @@ from online_models.item_state import ItemState
 from serving.catalogue import Catalogue, CatalogueEntry
 from serving.registry.swap import RankerSlot, SwapEvent
 from streams.events import ModelRecord
+from streams.item_vectors import item_fields, open_item_vectors
 from streams.learning_log import decode_record, learn_record
 from streams.model_records import open_registry
 from streams.reading import PartitionId, PartitionReader, watermarks, where
@@ -47,6 +49,7 @@ class Replica:
         self.snapshots = SnapshotStore(settings)
         self.items: ItemState = self.snapshots.newest_or_empty()
         self.catalogue = Catalogue(self.items.items)
+        self.content = open_item_vectors(settings)
         registry = open_registry(settings)
         self.slot = RankerSlot(registry, settings.ranker)
         self.snapshots_failed = 0
@@ -106,6 +109,7 @@ class Replica:
         if self._snapshot_is_due():
             self._since_snapshot, self._last_snapshot = 0, time.monotonic()
             self._snapshot()
+        self.content.collect()
         return self.slot.swap_if_ready()
 
     def _snapshot_is_due(self) -> bool:
@@ -126,6 +130,7 @@ class Replica:
             )
 
     def close(self) -> None:
+        self.content.close()
         self._reader.close()
 
     def _apply(self, message: Record) -> None:
@@ -162,7 +167,10 @@ class Replica:
                 expires_ms=found.expires_ms,
             )
             self.catalogue.put(item.item_id, entry, now_ms)
+            if self.content.spec:
+                self.content.put(item.item_id, item_fields(item))
         else:
+            self.content.forget(found.key)
             self.catalogue.remove(found.key, now_ms)
 
     def _model_record(self, message: Record) -> None:

@@ -9,6 +9,7 @@ goes to librdkafka untouched, in its own names: `[kafka] "security.protocol" = "
 from __future__ import annotations
 
 import os
+import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,6 +19,7 @@ import msgspec
 from msgspec import Meta
 
 from online_models.settings import ModelSettings
+from serving.content.settings import ContentSettings
 from serving.ranker.settings import RankerSettings
 from serving.registry.settings import RegistrySettings
 from serving.settings import ServingSettings
@@ -170,6 +172,7 @@ class Settings(_Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
     trigger: TriggerSettings = TriggerSettings()
     models: ModelSettings = ModelSettings()
     serving: ServingSettings = ServingSettings()
+    content: ContentSettings = ContentSettings()
     ranker: RankerSettings = RankerSettings()
     registry: RegistrySettings = RegistrySettings()
     trainer: TrainerSettings = TrainerSettings()
@@ -296,7 +299,7 @@ def load_settings(
 def _explain(message: str, file: Path | None) -> str:
     """msgspec's `… - at `$.worker.max_batch`` as a sentence that names the key and where it can stand."""
     what, _, where = message.partition(" - at `$")
-    key = where.rstrip("`").lstrip(".").replace("[...]", "").rstrip(".") or "(top level)"
+    key = re.sub(r"\[[^\]]*\]", "", where).rstrip("`").strip(".") or "(top level)"  # without places in lists
     env = "FRESHET_" + key.upper().replace(".", "__")
     source = f"{file} or " if file else ""
     remedy = f"Correct it in {source}the environment ({env}); freshet.example.toml lists all keys."

@@ -27,7 +27,9 @@ RULES = (
     Rule(("serving",), ("streams/", "serving/")),
     Rule(("confluent_kafka",), ("streams/",)),
     Rule(("faust", "mode", "aiokafka"), ("streams/monitor/",)),
-    Rule(("onnxruntime",), ("serving/ranker/session.py",)),
+    Rule(("onnxruntime",), ("serving/ranker/session.py", "serving/content/encoder_session.py")),
+    Rule(("onnx",), ("serving/training/", "serving/content/minilm_graph.py")),
+    Rule(("tokenizers",), ("serving/content/encoder.py",)),
     Rule(("torch", "onnxscript"), ("serving/training/",)),
     Rule(("pickle", "cPickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"), ()),
 )
@@ -83,6 +85,7 @@ def test_every_package_is_looked_at(package: str) -> None:
         ("streams/worker.py", "import onnxruntime as ort"),
         ("serving/ranker/ranker.py", "import importlib\nimportlib.import_module('onnxruntime')"),
         ("serving/ranker/session.py", "import torch.nn"),
+        ("serving/content/encoder.py", "import onnxruntime"),
         ("streams/a.py", "import pickle"),
     ],
 )
@@ -100,6 +103,7 @@ def test_a_wrong_import_is_found(tmp_path: Path, path: str, source: str) -> None
     ("module", "absent"),
     [
         ("online_models.item_state", ("confluent_kafka", "faust", "onnxruntime", "torch")),
+        ("serving.content.opening", ("confluent_kafka", "faust", "torch", "onnx", "tokenizers")),
         ("serving.pipeline", ("confluent_kafka", "faust", "torch")),
         ("streams.settings", ("confluent_kafka", "faust", "onnxruntime", "torch", "numba")),
         ("streams.worker", ("faust", "torch")),

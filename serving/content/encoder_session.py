@@ -39,11 +39,11 @@ class EncoderSession:
         options.enable_mem_pattern = False  # plans are made for a shape, and shapes vary
         options.log_severity_level = _FATAL_ONLY
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        source = model if isinstance(model, bytes) else str(model)
         try:
+            source = model if isinstance(model, bytes) else str(model)
             self._session = ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
         except Exception as error:
-            what = f"{len(model)} bytes" if isinstance(model, bytes) else source
+            what = f"of {len(model)} bytes" if isinstance(model, bytes) else str(model)
             raise ContentError(
                 f"encoder {what}: ONNX Runtime {ort.__version__} can't load it: {error}"
             ) from error

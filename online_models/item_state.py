@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from typing import Protocol
 
 import msgspec
 import numpy as np
@@ -15,19 +16,33 @@ from online_models.base import Arrays, digest_arrays
 from online_models.covisitation import CoVisitation
 from online_models.errors import SnapshotMismatchError
 from online_models.isgd import ISGD
+from online_models.item_activity import ItemActivity
 from online_models.item_table import ItemTable
-from online_models.learning_batch import LEARN, WITHDRAW, LearningBatch
+from online_models.learning_batch import LEARN, WITHDRAW, BatchRows, LearningBatch
 from online_models.popularity import DecayedPopularity
 from online_models.settings import ModelSettings
 from online_models.snapshot import METADATA_KEY, bits_target, metadata_of
 
 __all__ = ["ItemState", "ModelSettings", "settings_digest", "warm_up"]
 
-SNAPSHOT_FORMAT = 3
+SNAPSHOT_FORMAT = 4
+
+
+class _Part(Protocol):
+    """What the bundle asks of each of its models; see `online_models.base.OnlineRanker`."""
+
+    items: ItemTable
+
+    def apply(self, batch: LearningBatch, rows: BatchRows) -> None: ...
+    def correct(self, batch: LearningBatch, rows: BatchRows) -> None: ...
+    def forget_rows(self, rows: NDArray[np.int32]) -> None: ...
+    def forget_users(self, tokens: NDArray[np.uint64]) -> None: ...
+    def item_arrays(self) -> Arrays: ...
+    def load_item_arrays(self, arrays: Mapping[str, NDArray[np.generic]]) -> None: ...
 
 
 class ItemState:
-    """Items, co-visitation, popularity and factors at one offset of the learning log.
+    """Items, co-visitation, popularity, factors and activity at one offset of the learning log.
 
     Equal settings, CPU target and log give equal bytes, however the log is cut into batches. `offset` is the
     next offset of the log to apply; the caller moves it. One thread at a time.
@@ -45,7 +60,8 @@ class ItemState:
         self.covisitation = CoVisitation(**msgspec.structs.asdict(settings.covisitation), seed=settings.seed)
         self.popularity = DecayedPopularity(**msgspec.structs.asdict(settings.popularity), seed=settings.seed)
         self.factors = ISGD(**msgspec.structs.asdict(settings.factors), seed=settings.seed)
-        self._models = (self.covisitation, self.popularity, self.factors)
+        self.activity = ItemActivity()
+        self._models: tuple[_Part, ...] = (self.covisitation, self.popularity, self.factors, self.activity)
         self._moved = np.zeros(0, np.uint8)
         self._moved_next = 0
         self._share(ItemTable(limit=settings.max_items))
@@ -68,6 +84,15 @@ class ItemState:
         if len(self._moved) < len(self.items):
             self._moved = np.append(self._moved, np.zeros(len(self.items), np.uint8))
         self._moved[rows.item] = 1
+
+    def expose(self, item_ids: Sequence[str], item: NDArray[np.int32]) -> None:
+        """Count exposures of items, by places int32[n] in `item_ids`. An item gets no row by being shown: one
+        without a row is not counted."""
+        if len(item):
+            index = np.full(len(item_ids), -1, dtype=np.int32)
+            named = np.unique(item)
+            index[named] = self.items.rows(item_ids[place] for place in named.tolist())
+            self.activity.expose(index[item])
 
     def forget_users(self, tokens: NDArray[np.uint64]) -> None:
         """Drop what models keep of users, by the tokens uint64[m] of their records. Their events are taken
@@ -117,6 +142,7 @@ class ItemState:
             "covisitation": self.covisitation.nbytes(),
             "popularity": self.popularity.nbytes(),
             "factors": self.factors.nbytes(),
+            "activity": self.activity.nbytes(),
         }
 
     def start_users(self, users: Sequence[str]) -> NDArray[np.float32]:
@@ -229,6 +255,7 @@ def warm_up(settings: ModelSettings) -> None:
                 user_before=before, user_after=after, negatives=none - 1, kind=kind,
             )
         )  # fmt: skip
+    state.expose(["a"], none[0])
     state.forget_item("a")
     state.from_arrays(state.to_arrays())
     state.covisitation.retrieve(none, 1)

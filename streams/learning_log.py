@@ -16,10 +16,10 @@ earlier one taught, or make every replica forget a user or an item (docs/decisio
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import msgspec
 import numpy as np
@@ -30,13 +30,11 @@ from streams import log_kernels as kernels
 from streams.errors import LearningLogError
 from streams.id_table import IdTable
 
-if TYPE_CHECKING:
-    from online_models.item_state import ItemState  # numba: not wanted by who only reads the log
-
 __all__ = [
     "FORGET_ITEM",
     "FORGET_USER",
     "Interactions",
+    "Learns",
     "LogRecord",
     "LogWriter",
     "decode_record",
@@ -53,6 +51,8 @@ FORMAT_WITHOUT_KINDS = 2
 """The format before it, still read: all its rows are events that happened."""
 MAX_RECORD_BYTES = 512 * 1024
 """A record above this is split, so that it stays well under the broker's limit of 1 MB."""
+_NO_EXPOSURE = ("search", "follow", "retract")
+"""Event types of weight 0 whose item, if any, was not shown."""
 _ROW_BYTES = 60
 """Fixed columns of one interaction without its vectors and ids; used to decide where to split."""
 
@@ -298,8 +298,19 @@ def decode_record(value: bytes | None, where: str) -> LogRecord:
     return record
 
 
-def learn_record(items: ItemState, record: LogRecord, where: str) -> None:
-    """Every replica's step for one record of the log: its rows in their order.
+class Learns(Protocol):
+    """What can follow the learning log: an `ItemState`, or what holds one."""
+
+    @property
+    def settings_digest(self) -> str: ...
+    def apply(self, batch: LearningBatch) -> None: ...
+    def expose(self, item_ids: Sequence[str], item: Int32) -> None: ...
+    def forget_users(self, tokens: npt.NDArray[np.uint64]) -> None: ...
+    def forget_item(self, item_id: str) -> bool: ...
+
+
+def learn_record(items: Learns, record: LogRecord, where: str) -> None:
+    """Every replica's step for one record of the log: its rows in their order, then what it says was shown.
 
     Raises:
         LearningLogError: the record was written under other model settings, kernels or CPU target.
@@ -313,6 +324,20 @@ def learn_record(items: ItemState, record: LogRecord, where: str) -> None:
             item_ids = record.item_ids
             for index in record.column("item", "<i4")[start:end].tolist():
                 items.forget_item(item_ids[index])
+    if len(shown := _shown(record)):
+        items.expose(record.item_ids, shown)
+
+
+def _shown(record: LogRecord) -> Int32:
+    """Items of the rows that say no more than that an item was shown: those of weight 0, places int32[n] in
+    `record.item_ids`."""
+    item = record.column("item", "<i4")
+    rows = np.flatnonzero((item >= 0) & (record.column("weight", "<f4") == 0) & (record.kinds == LEARN))
+    if not len(rows):
+        return item[rows]
+    others = [code for code, name in enumerate(record.event_types) if name in _NO_EXPOSURE]
+    shown: Int32 = item[rows[~np.isin(record.column("event_type", "u1")[rows], others)]]
+    return shown
 
 
 def learning_batches(record: LogRecord, settings_digest: str, where: str) -> list[LearningBatch]:

@@ -26,6 +26,7 @@ from serving.ranker.ranker import Ranker
 from serving.retrieval import FactorCandidates, Retriever
 from serving.scoring import Contents, Opinion, RankerView, Scores, Standing, blended, ranker_opinion, score
 from serving.settings import ServingSettings
+from serving.shadowing import ShadowScorer, best_columns
 
 __all__ = ["Pipeline"]
 
@@ -76,11 +77,19 @@ class Pipeline:
         self.settings = settings
         self._retriever = Retriever(items, settings, nearest)
         self._view: RankerView | None = None
+        self._shadow: ShadowScorer | None = None
         self._scorer = ThreadPoolExecutor(1, thread_name_prefix="ranker")
         self._warm_up()
 
     def use(self, ranker: Ranker | None) -> None:
         self._view = None if ranker is None else RankerView(ranker, self._contents)
+
+    def use_beside(self, ranker: Ranker | None, share: float = 1.0) -> None:
+        """Ask another ranker as well, on a share of the queries that the one in service answers."""
+        if ranker is None:
+            self._shadow = None
+        elif self._shadow is None or self._shadow.ranker is not ranker:
+            self._shadow = ShadowScorer(ranker, self.items, self.settings, share, self._contents)
 
     @property
     def ranker(self) -> str | None:
@@ -90,13 +99,16 @@ class Pipeline:
     def history_length(self) -> int:
         """Recent items that `recommend_batch` reads of each user: changes with the ranker."""
         related = self.items.covisitation.query_length
-        return related if self._view is None else max(related, self._view.ranker.history_length)
+        rankers = [one.ranker for one in (self._view, self._shadow) if one is not None]
+        return max([related, *(ranker.history_length for ranker in rankers)])
 
     def rows_changed(self, rows: Int32) -> None:
         """Look anew at rows of the item table that were given to other items, or to none."""
         self.catalogue.rows_changed(rows, int(time.time() * 1000))
         if self._view is not None:
             self._view.rows_changed(self.items.items.ids, rows)
+        if self._shadow is not None:
+            self._shadow.rows_changed(self.items.items.ids, rows)
 
     def recommend(self, queries: Sequence[Query]) -> list[RankedList]:
         """`recommend_batch` with ids and objects for columns: one list for each query, in their order."""
@@ -119,6 +131,7 @@ class Pipeline:
             ranked = replace(self._in_parts(batch, allowed, None), degraded=ranked.degraded)
         if batch.requests:
             self._add_unknown(ranked, batch, allowed)
+        ranked.shadowed = [queries.begun(self._scorer) for queries in ranked.shadowed]
         return ranked
 
     def _in_parts(self, batch: QueryBatch, allowed: Filter, view: RankerView | None) -> RankedBatch:
@@ -180,20 +193,14 @@ class Pipeline:
         self._retriever.explain(wanted, ranked)
         ranked.degraded = scores.degraded
         ranked.ranker = None if view is None or scores.degraded else view.ranker.version
+        if self._shadow is not None and ranked.ranker is not None:
+            ranked.shadowed = self._shadow.sample(batch, wanted, found, self.event_types)
         return ranked
 
     def _choose(self, count: Int32, found: kernels.Found, scores: Scores, ranked: RankedBatch) -> None:
         """Put the best candidates of each user in, best first."""
-        columns, tied = np.empty(ranked.rows.shape, dtype=np.int32), np.empty(len(count), dtype=np.bool_)
-        kernels.best(found, scores.blended, count, columns, tied)
-        ids = self.items.items.ids
-        for user in np.flatnonzero(tied).tolist():
-            length = int(found.length[user])
-            names = [ids[row] for row in found.rows[user, :length].tolist()]
-            blended = scores.blended[user, :length].tolist()
-            order = sorted(range(length), key=lambda column: (-blended[column], names[column]))
-            wanted = min(int(count[user]), length)
-            columns[user, :wanted] = order[:wanted]
+        columns = np.empty(ranked.rows.shape, dtype=np.int32)
+        best_columns(count, found, scores.blended, self.items.items.ids, columns)
         kernels.pick(
             found, scores.blended, columns, ranked.rows, ranked.scores, ranked.sources, ranked.length
         )

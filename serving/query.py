@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
 from online_models.item_table import ItemTable
+
+if TYPE_CHECKING:
+    from serving.shadowing import Shadowed
 
 __all__ = ["BECAUSE", "Query", "QueryBatch", "RankedBatch", "RankedItem", "RankedList", "joined_rows"]
 
@@ -195,6 +199,8 @@ class RankedBatch:
     """Why the lists were made without a part that should have been there; None when all was there."""
     unknown: dict[int, list[tuple[str, float]]] = field(default_factory=dict)
     """By position: items that a request names and nobody has used yet, with their scores; they come last."""
+    shadowed: list[Shadowed] = field(default_factory=list)
+    """Queries that the version beside the live one was asked as well."""
 
     def __len__(self) -> int:
         return len(self.length)
@@ -221,6 +227,7 @@ class RankedBatch:
         self.length[positions] = part.length
         for new, items in part.unknown.items():
             self.unknown[int(positions[new])] = items
+        self.shadowed += [queries.at(positions) for queries in part.shadowed]
 
 
 @dataclass(slots=True)

@@ -12,6 +12,8 @@ from typing import Any
 
 import msgspec
 
+from serving.registry.verdict import PairedCounts
+
 __all__ = [
     "EVENT_TYPES",
     "Event",
@@ -22,6 +24,7 @@ __all__ = [
     "Recommendation",
     "RecommendedItem",
     "Request",
+    "TrialStats",
     "User",
     "WorkerStats",
     "summed",
@@ -135,16 +138,23 @@ class Recommendation(msgspec.Struct, kw_only=True):
 
 
 class ModelRecord(msgspec.Struct, kw_only=True):
-    """A record of `models`: the live version under the model's name, a refused one under `name#version`."""
+    """A record of `models`: the live version under the model's name, what else became of a version under
+    `name#version`."""
 
     model: str
     version: str
     status: str
-    """`live` or `refused`."""
+    """`live`; `shadow`: scored beside the live one; `promoted` or `dropped`: how that ended, or how the time
+    after a swap did; `refused`: by the gate or at load."""
     digest: str | None
     uri: str
     """The registry that holds the version."""
     reason: str | None = None
+    against: str | None = None
+    """Of a live version: the one before it, which is scored beside it until a verdict."""
+    against_digest: str | None = None
+    trial: str | None = None
+    """What a worker's verdict came out of: `shadow`, `probation` or `load`."""
     metrics: dict[str, float] = {}
     trained_on: dict[str, int] = {}
     published_at: int
@@ -198,6 +208,22 @@ def summed(stats: Iterable[PartitionStats]) -> PartitionStats:
     return total
 
 
+class TrialStats(PairedCounts, kw_only=True):
+    """One worker's part of a trial: two versions judged on the same queries, since it found both in force."""
+
+    kind: str
+    """`shadow` or `probation`."""
+    live: str
+    live_digest: str
+    other: str
+    """The version that is scored beside the live one."""
+    other_digest: str
+    scored: int = 0
+    """Queries that the other version was scored on."""
+    failed: str | None = None
+    """Why the other version can't be scored any more."""
+
+
 class WorkerStats(msgspec.Struct, kw_only=True):
     """A record of `worker-stats`: one worker's last second, pre-aggregated."""
 
@@ -243,6 +269,9 @@ class WorkerStats(msgspec.Struct, kw_only=True):
     rss_bytes: int
     retries: dict[str, int] = {}
     """What the process tried again since it began, by kind (`streams.retries`)."""
+    refusals: dict[str, int] = {}
+    """Refusals since the process began, by what failed (`serving.ranker.errors.REFUSAL_KINDS`)."""
+    trial: TrialStats | None = None
 
 
 JsonDict = dict[str, Any]

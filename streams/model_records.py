@@ -16,7 +16,7 @@ from streams.reading import PartitionReader, watermarks, where
 from streams.records import Record
 from streams.settings import Settings
 
-__all__ = ["announce", "live_record", "model_records", "open_registry"]
+__all__ = ["announce", "key_of", "live_announcement", "live_record", "model_records", "open_registry"]
 
 log = logging.getLogger("freshet.models")
 
@@ -54,19 +54,39 @@ def live_record(records: Iterable[ModelRecord], model: str) -> ModelRecord | Non
     return live[-1] if live else None
 
 
+def key_of(record: ModelRecord) -> bytes:
+    """The model's name when live, else `name#version`."""
+    key = record.model if record.status == "live" else f"{record.model}#{record.version}"
+    return key.encode()
+
+
+def live_announcement(
+    record: ModelRecord, live: ModelRecord | None, settings: Settings, *, probation: bool = True
+) -> ModelRecord:
+    """`record` as a live one that takes the place of `live`, which is scored beside it for a while, unless
+    `probation` or the setting `ranker.probation_events` says no."""
+    watched = probation and settings.ranker.probation_events > 0 and live is not None
+    watched = watched and live is not None and live.version != record.version
+    return msgspec.structs.replace(
+        record,
+        status="live",
+        against=live.version if live is not None and watched else None,
+        against_digest=live.digest if live is not None and watched else None,
+    )
+
+
 def announce(settings: Settings, record: ModelRecord) -> None:
-    """Put `record` on `models`: under the model's name when live, under `name#version` when refused.
+    """Put `record` on `models`, under `key_of` it.
 
     Raises:
         BrokerUnavailableError: the broker did not take it.
     """
-    key = record.model if record.status == "live" else f"{record.model}#{record.version}"
     producer: Producer = make_producer(producer_config(settings))
     failed: list[str] = []
     producer.produce(
         settings.names["models"],
         msgspec.json.encode(record),
-        key,
+        key_of(record),
         on_delivery=lambda error, _: failed.append(error.str()) if error is not None else None,
     )
     if producer.flush(settings.worker.rpc_timeout_s) or failed:

@@ -7,6 +7,8 @@ from typing import Annotated, Literal
 import msgspec
 
 Provider = Literal["auto", "cpu", "cuda", "tensorrt"]
+GraphOptimization = Literal["disabled", "basic", "extended", "all"]
+Padding = Literal["auto", "on", "off"]
 
 
 class RankerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -15,6 +17,9 @@ class RankerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     `provider`: `auto` takes CUDA when the machine has it, else the CPU; what is in force is read back from
     the session.
     `threads`: intra-operator threads of one session. Workers share cores, so one is the default.
+    `graph_optimization`: how far ONNX Runtime rewrites the graph at load; `all` but for comparisons.
+    `padding`: round users, history and candidates of a call up to a few sizes; `auto` does so on a GPU only.
+    `cuda_graph`: record each size once as a CUDA graph and replay it; with `provider` cuda or tensorrt.
     `load_latency_budget_ms`: a model whose median over 16 users x 200 candidates is slower than this is
     refused at load.
     `shadow_first`: what the trainer publishes is not served at once: workers score it beside the live version
@@ -30,6 +35,9 @@ class RankerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
 
     provider: Provider = "auto"
     threads: Annotated[int, msgspec.Meta(ge=1, le=256)] = 1
+    graph_optimization: GraphOptimization = "all"
+    padding: Padding = "auto"
+    cuda_graph: bool = False
     load_latency_budget_ms: Annotated[float, msgspec.Meta(gt=0)] = 250.0
     shadow_first: bool = False
     shadow_share: Annotated[float, msgspec.Meta(gt=0, le=1)] = 0.25

@@ -34,6 +34,10 @@ _COLUMNS: dict[str, type[np.generic]] = {
 }
 
 
+_MOST_TYPES = 255
+"""Event types that a byte tells apart, less one for "unknown"."""
+
+
 class NotEnoughDataError(Exception):
     """The log holds too little to train on; says how much there is and how much is asked for."""
 
@@ -50,6 +54,8 @@ class InteractionLog:
 
     def __init__(self) -> None:
         self.item_ids: list[str] = []
+        self.event_types: list[str] = []
+        """Names of the event types 0, 1, ..., where they have any."""
         self._rows: dict[str, int] = {}
         self._columns = {name: np.empty(1024, dtype=dtype) for name, dtype in _COLUMNS.items()}
         self._length = 0
@@ -102,6 +108,28 @@ class InteractionLog:
         """The used part of one column, a view: user uint64, item int32, time_ms int64, event_type uint8,
         weight, offset."""
         return self._columns[name][: self._length]
+
+    def type_codes(self, names: Sequence[str]) -> list[int]:
+        """The number of each event type, a new one for a new name; types beyond 255 share the last."""
+        for name in names:
+            if name not in self.event_types and len(self.event_types) < _MOST_TYPES:
+                self.event_types.append(name)
+        return [
+            self.event_types.index(name) if name in self.event_types else _MOST_TYPES - 1 for name in names
+        ]
+
+    def newest(self, count: int) -> InteractionLog:
+        """The newest `count` interactions, in a log of their own; this one where it holds no more."""
+        if len(self) <= count:
+            return self
+        return self.chosen(np.arange(len(self) - count, len(self)))
+
+    def chosen(self, rows: npt.NDArray[Any]) -> InteractionLog:
+        """Those rows, in a log of their own that knows their items alone."""
+        rest = InteractionLog()
+        rest.event_types = list(self.event_types)
+        rest.append(item_ids=self.item_ids, **{name: self.column(name)[rows] for name in _COLUMNS})
+        return rest
 
     def _intern(self, item_ids: Sequence[str], local: Int64) -> Int64:
         table = np.full(len(item_ids), -1, dtype=np.int64)
@@ -206,16 +234,22 @@ class LogSplit:
     from_offset: int
     to_offset: int
     interactions: int
+    event_type_names: tuple[str, ...] = ()  # of types 1, 2, ...
+    content: tuple[tuple[str, int], ...] = ()  # (name, components) of what `contents` is made of
 
 
 def split_by_time(
-    log: InteractionLog, settings: TrainerSettings, contents: Contents | None = None
+    log: InteractionLog,
+    settings: TrainerSettings,
+    contents: Contents | None = None,
+    content: tuple[tuple[str, int], ...] = (),
 ) -> LogSplit:
     """Hold out the newest positive interactions by event time (ties in log order); the rest before them is
     `train`.
 
     Interactions of weight 0 are no behaviour and are left out. The vocabulary is counted on the training part
-    alone. `contents` gives content vectors float32[n, E] of item ids. Raises NotEnoughDataError below
+    alone. `contents` gives content vectors float32[n, E] of item ids, made of the
+    blocks `content`. Raises NotEnoughDataError below
     `settings.min_interactions`.
     """
     rows = _rows_by_user(log, settings.min_interactions)
@@ -250,6 +284,8 @@ def split_by_time(
         from_offset=int(offsets.min()),
         to_offset=int(offsets.max()),
         interactions=len(log),
+        event_type_names=tuple(log.event_types),
+        content=content,
     )
 
 
@@ -300,9 +336,7 @@ def _evaluation_slice(
         count=len(held_out),
     )
     ids = tuple(log.item_ids)
-    return EvaluationSlice(
-        ids, items, columns.types, columns.times_ms, rows, begin[fresh], held_out[fresh]
-    )
+    return EvaluationSlice(ids, items, columns.types, columns.times_ms, rows, begin[fresh], held_out[fresh])
 
 
 def _sequences(columns: Sequences, places: Int64, in_train: Bool, unseen: int) -> Sequences:

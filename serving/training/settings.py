@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 import msgspec
 
 Positive = Annotated[int, msgspec.Meta(ge=1)]
 Fraction = Annotated[float, msgspec.Meta(gt=0.0, lt=0.5)]
 Rate = Annotated[float, msgspec.Meta(ge=0.0, lt=1.0)]
+Device = Literal["auto", "cpu", "cuda"]
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
 
 
 class GateSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -41,6 +43,9 @@ class TrainerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     `window_stride`: positions that one window learns; below `history_length`, windows overlap and see more
     before each.
     `hidden_share`: items that a batch treats as never seen, so that their content has to do.
+    `device`: "auto" is a GPU where PyTorch sees one. `precision`: on a GPU, "auto" is bf16 where it has it,
+    else fp16; a CPU computes in fp32.
+    `max_interactions`: the newest so many are kept and trained on, which bounds the trainer's memory.
     `full_softmax_limit`: above this vocabulary, sampled softmax with `negatives` draws a batch replaces the
     full one.
     """
@@ -62,6 +67,9 @@ class TrainerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     hidden_share: Annotated[float, msgspec.Meta(ge=0.0, le=0.5)] = 0.02
     seed: int = 7
     threads: Positive = 1
+    device: Device = "auto"
+    precision: Precision = "auto"
+    max_interactions: Positive = 20_000_000
     min_count: Positive = 2
     min_interactions: Positive = 1000
     slice_fraction: Fraction = 0.05

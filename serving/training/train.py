@@ -3,33 +3,37 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from serving.training.dataset import LogSplit, NotEnoughDataError
-from serving.training.losses import LossFunction, make_loss
+from serving.training import checkpoint
+from serving.training.checkpoint import Checkpoint, Numbers, epoch_seed
+from serving.training.dataset import LogSplit
+from serving.training.device import Place
+from serving.training.losses import make_loss
 from serving.training.networks import build_network
-from serving.training.networks.base import SequenceNetwork, Shape, Tokens
+from serving.training.networks.base import SequenceNetwork, Shape
 from serving.training.settings import TrainerSettings
-from serving.training.windows import Batch, HeldOut, hold_out_newest, training_batches
+from serving.training.step import Stepper, TrainingDivergedError, evaluate, tokens
+from serving.training.warm_start import WarmStart, Weights, copy_weights
+from serving.training.windows import hold_out_newest, training_batches
 
-_MAX_GRADIENT_NORM = 5.0
-"""Keeps one odd batch from undoing an epoch."""
-
-Weights = dict[str, npt.NDArray[np.float32]]
-
-
-@dataclass(frozen=True, slots=True)
-class WarmStart:
-    """An earlier network: its vocabulary (item id of index 1, 2, ...) and its weights by parameter name."""
-
-    vocabulary: tuple[str, ...]
-    weights: Weights
+__all__ = [
+    "Progress",
+    "TrainedNetwork",
+    "TrainingDivergedError",
+    "WarmStart",
+    "Weights",
+    "copy_weights",
+    "evaluate",
+    "tokens",
+    "train",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,14 +59,12 @@ class TrainedNetwork:
     seconds: float = 0.0
     ndcg_at_10: float = 0.0
     """On the newest part of the training data, at the weights that were kept."""
+    resumed_from: int = 0
+    """Epochs that an earlier process had done."""
 
     def weights(self) -> Weights:
         """All parameters by name, float32, for a later warm start."""
         return {name: p.detach().cpu().numpy().copy() for name, p in self.network.state_dict().items()}
-
-
-class TrainingDivergedError(Exception):
-    """The loss stopped being a number."""
 
 
 def train(
@@ -70,44 +72,133 @@ def train(
     settings: TrainerSettings,
     warm_start: WarmStart | None = None,
     progress: Callable[[Progress], None] | None = None,
+    place: Place | None = None,
 ) -> TrainedNetwork:
     """AdamW on cross-entropy over items at all positions at once, until the newest part of `split.train`
     stops gaining.
 
-    Two runs of one seed and thread count agree to the bit, as long as no time budget binds. Sets torch's
-    thread count. Raises NotEnoughDataError when nothing can be learned, TrainingDivergedError when the loss
-    is not finite.
+    Two runs of one seed and thread count on a CPU agree to the bit, as long as no time budget binds; so does
+    one that was killed and continued, where `place` names a folder for checkpoints. Where `place.world` holds
+    several processes, each takes its share of every batch, and all end with the same weights. The network
+    comes back on the CPU. Sets torch's thread count.
+
+    Raises NotEnoughDataError when nothing can be learned, TrainingDivergedError when the loss is not finite,
+    DeviceError when the settings ask for what is not there.
     """
     torch.set_num_threads(settings.threads)
-    torch.manual_seed(settings.seed)
-    rng = np.random.default_rng(settings.seed)
-    shape = Shape(len(split.vocabulary), split.event_types, split.contents.shape[1])
-    network = build_network(shape, settings)
-    contents = torch.from_numpy(split.contents)
-    if warm_start is not None:
-        copy_weights(network, split.vocabulary, warm_start)
-    fit, held_out = hold_out_newest(split.train, settings)
-    loss_of = make_loss(split, settings)
-    optimizer = torch.optim.AdamW(
-        network.parameters(), settings.learning_rate, weight_decay=settings.weight_decay
-    )
-    trained = TrainedNetwork(network, split.vocabulary, settings, ndcg_at_10=evaluate(network, held_out, contents))
-    best, best_epoch, budget = trained.weights(), 0, _Budget(settings)
-    for epoch in range(1, settings.max_epochs + 1):
-        loss = _epoch(network, optimizer, training_batches(fit, settings, rng), loss_of, budget, contents, settings)
-        ndcg = evaluate(network, held_out, contents)
-        point = Progress(epoch, settings.max_epochs, loss, ndcg, budget.seconds(), budget.seconds_left())
-        trained.curve.append(point)
-        if progress is not None:
+    run = _Run(split, settings, warm_start, place or Place.of(settings))
+    run.resume()
+    while not run.over():
+        point = run.epoch()
+        if progress is not None and run.place.world.leads:
             progress(point)
-        if ndcg > trained.ndcg_at_10:
-            best, trained.ndcg_at_10, best_epoch = trained.weights(), ndcg, epoch
-        if epoch - best_epoch >= settings.patience or budget.spent():
-            break
-    network.load_state_dict({name: torch.from_numpy(value) for name, value in best.items()})
-    network.eval()
-    trained.seconds = budget.seconds()
-    return trained
+    return run.result()
+
+
+class _Run:
+    """One training from its first weights, or its newest checkpoint, to its end."""
+
+    def __init__(
+        self, split: LogSplit, settings: TrainerSettings, warm_start: WarmStart | None, place: Place
+    ) -> None:
+        torch.manual_seed(epoch_seed(settings.seed, 0))
+        self.place, self._settings = place, settings
+        shape = Shape(len(split.vocabulary), split.event_types, split.contents.shape[1])
+        network = build_network(shape, settings)
+        if warm_start is not None:
+            copy_weights(network, split.vocabulary, warm_start, split.event_type_names, split.content)
+        self._network = network.to(place.device)
+        self._contents = torch.from_numpy(split.contents).to(place.device)
+        self._fit, self._held_out = hold_out_newest(split.train, settings)
+        loss_of = make_loss(split, settings)
+        self._stepper = Stepper(network, loss_of, self._contents, settings, place)
+        self._trained = TrainedNetwork(network, split.vocabulary, settings)
+        self._best, self._best_epoch, self._epoch = _copies(self._network), 0, 0
+        self._budget, self._finished = _Budget(settings), False
+        self._path, self._digest = _checkpoint_of(split, settings, warm_start, place)
+
+    def resume(self) -> None:
+        """Continue from the newest checkpoint of this run, if there is one; else judge the first weights."""
+        found = self._read()
+        if found is None:
+            self._trained.ndcg_at_10 = self._judge()
+            return
+        numbers = found.numbers
+        self._network.load_state_dict(dict(found.parts["network"]))
+        self._stepper.load(found.parts)
+        self._best = {name: value.to(self.place.device) for name, value in found.parts["best"].items()}
+        self._epoch = self._trained.resumed_from = numbers.epoch
+        self._best_epoch, self._trained.ndcg_at_10 = numbers.best_epoch, numbers.best_ndcg_at_10
+        self._budget.spend(numbers.cpu_s, numbers.wall_s)
+        self._finished = numbers.finished
+        for epoch, (loss, ndcg, seconds) in enumerate(numbers.curve, start=1):
+            self._trained.curve.append(Progress(epoch, self._settings.max_epochs, loss, ndcg, seconds, 0.0))
+
+    def over(self) -> bool:
+        return self._finished or self._epoch >= self._settings.max_epochs
+
+    def epoch(self) -> Progress:
+        """One pass over the training windows, its judgement, and its checkpoint."""
+        self._epoch += 1
+        seed = epoch_seed(self._settings.seed, self._epoch)
+        batches = training_batches(self._fit, self._settings, np.random.default_rng(seed))
+        loss = self._stepper.epoch(batches, seed, self._budget.spent)
+        ndcg = self._judge()
+        budget, left = self._budget, self._settings.max_epochs - self._epoch
+        by_epochs = left * budget.seconds() / self._epoch
+        point = Progress(
+            self._epoch, self._settings.max_epochs, loss, ndcg,
+            budget.seconds(), min(budget.seconds_left(), by_epochs),
+        )  # fmt: skip
+        self._trained.curve.append(point)
+        if ndcg > self._trained.ndcg_at_10:
+            self._best, self._best_epoch, self._trained.ndcg_at_10 = (
+                self._stepper.weights(),
+                self._epoch,
+                ndcg,
+            )
+        tired = self._epoch - self._best_epoch >= self._settings.patience
+        self._finished = self.place.world.either(tired or budget.spent()) or left == 0
+        self._write()
+        return point
+
+    def result(self) -> TrainedNetwork:
+        self._network.load_state_dict(self._best)
+        self._network.cpu().eval()
+        self._trained.seconds = self._budget.seconds()
+        return self._trained
+
+    def _judge(self) -> float:
+        """NDCG@10 of the weights that would be kept, measured by the leader."""
+        world = self.place.world
+        if not world.leads:
+            return world.agree(0.0)
+        with self._stepper.averaged():
+            return world.agree(evaluate(self._network, self._held_out, self._contents))
+
+    def _write(self) -> None:
+        if self._path is None or not self.place.world.leads:
+            return
+        curve = tuple((point.loss, point.ndcg_at_10, point.seconds) for point in self._trained.curve)
+        numbers = Numbers(
+            epoch=self._epoch,
+            best_epoch=self._best_epoch,
+            best_ndcg_at_10=self._trained.ndcg_at_10,
+            cpu_s=self._budget.cpu_s(),
+            wall_s=self._budget.seconds(),
+            finished=self._finished,
+            curve=curve,
+        )
+        parts = {"network": self._network.state_dict(), "best": self._best, **self._stepper.parts()}
+        checkpoint.write(self._path, checkpoint.encode(Checkpoint(numbers, parts), self._digest))
+
+    def _read(self) -> Checkpoint | None:
+        """The leader's checkpoint, on every process."""
+        if self._path is None:
+            return None
+        data = self._path.read_bytes() if self.place.world.leads and self._path.exists() else b""
+        data = self.place.world.share(data)
+        return checkpoint.decode(data, self._digest) if data else None
 
 
 class _Budget:
@@ -117,13 +208,21 @@ class _Budget:
         self._settings = settings
         self._wall_s, self._cpu_s = time.monotonic(), time.process_time()
 
+    def spend(self, cpu_s: float, wall_s: float) -> None:
+        """Count what an earlier process used up."""
+        self._wall_s, self._cpu_s = time.monotonic() - wall_s, time.process_time() - cpu_s
+
     def seconds(self) -> float:
         """Wall seconds so far."""
         return time.monotonic() - self._wall_s
 
+    def cpu_s(self) -> float:
+        """CPU seconds of all threads so far."""
+        return time.process_time() - self._cpu_s
+
     def share(self) -> float:
         """How much is used up, from 0."""
-        cpu_s = (time.process_time() - self._cpu_s) / self._settings.threads
+        cpu_s = self.cpu_s() / self._settings.threads
         return max(self.seconds() / self._settings.max_seconds, cpu_s / self._settings.max_cpu_seconds)
 
     def seconds_left(self) -> float:
@@ -135,92 +234,16 @@ class _Budget:
         return self.share() >= 1.0
 
 
-def copy_weights(network: SequenceNetwork, vocabulary: tuple[str, ...], warm_start: WarmStart) -> int:
-    """Copy the weights that fit: item rows by item id, the rest by name and shape. Gives the number of items
-    copied."""
-    rows = {item_id: row for row, item_id in enumerate(warm_start.vocabulary, start=1)}
-    old = np.array([rows.get(item_id, -1) for item_id in vocabulary], dtype=np.int64)
-    here = np.flatnonzero(old >= 0)
-    per_item = {"item_embedding.weight", "item_bias"}
-    with torch.no_grad():
-        for name, parameter in network.state_dict().items():
-            source = warm_start.weights.get(name)
-            if source is None or source.shape[1:] != tuple(parameter.shape[1:]):
-                continue
-            if name in per_item:
-                parameter[[0, -1]] = torch.from_numpy(source[[0, -1]])
-                parameter[here + 1] = torch.from_numpy(source[old[here]])
-            elif source.shape == tuple(parameter.shape):
-                parameter.copy_(torch.from_numpy(source))
-    return len(here)
+def _copies(network: nn.Module) -> dict[str, Tensor]:
+    return {name: value.detach().clone() for name, value in network.state_dict().items()}
 
 
-def evaluate(network: SequenceNetwork, held_out: list[HeldOut], contents: Tensor) -> float:
-    """NDCG@10 on held-out targets: all items ranked less what the user had, half credit for ties; 0 where
-    there are none."""
-    gains: list[Tensor] = []
-    network.eval()
-    with torch.no_grad():
-        for part in held_out:
-            targets = torch.from_numpy(part.batch.targets)
-            chosen = targets > 0
-            scores = network.logits(network.states(tokens(part.batch), contents)[chosen], contents)
-            target = targets[chosen].unsqueeze(1)
-            target_score = scores.gather(1, target)
-            scores[torch.from_numpy(part.seen_target), torch.from_numpy(part.seen_item)] = float("-inf")
-            scores[:, [0, -1]] = float("-inf")
-            scores.scatter_(1, target, float("-inf"))
-            ahead = (scores > target_score).sum(dim=1) + 0.5 * (scores == target_score).sum(dim=1)
-            gains.append(torch.where(ahead < 10, 1.0 / torch.log2(ahead + 2.0), torch.zeros_like(ahead)))
-    network.train()
-    return float(torch.cat(gains).mean()) if gains else 0.0
-
-
-def tokens(batch: Batch) -> Tokens:
-    """A batch's inputs as tensors."""
-    return Tokens(*(torch.from_numpy(x) for x in (batch.inputs, batch.types, batch.gaps)))
-
-
-def _epoch(
-    network: SequenceNetwork,
-    optimizer: torch.optim.Optimizer,
-    batches: Iterator[Batch],
-    loss_of: LossFunction,
-    budget: _Budget,
-    contents: Tensor,
-    settings: TrainerSettings,
-) -> float:
-    """Train on the batches while the budget lasts; gives the mean loss a batch."""
-    network.train()
-    losses: list[float] = []
-    for batch in batches:
-        network.hide(_drawn(network.vocabulary_size, settings.hidden_share))
-        given, targets = tokens(batch), torch.from_numpy(batch.targets)
-        inputs = given.items
-        window, column = torch.where(targets > 0)
-        states = network.states(given, contents)[window, column]
-        later = torch.arange(inputs.shape[1]) > column.unsqueeze(1)
-        seen = inputs[window].masked_fill(later, 0)
-        loss = loss_of(network, states, targets[window, column], seen, contents)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        nn.utils.clip_grad_norm_(network.parameters(), _MAX_GRADIENT_NORM)
-        optimizer.step()
-        losses.append(float(loss.detach()))
-        if not np.isfinite(losses[-1]):
-            raise TrainingDivergedError(
-                f"loss is {losses[-1]} at batch {len(losses)}: lower trainer.learning_rate, or look for "
-                "broken weights in the warm start"
-            )
-        if budget.spent():
-            break
-    network.hide(None)
-    if not losses:
-        raise NotEnoughDataError("no window of the training part holds a positive target")
-    return float(np.mean(losses))
-
-
-def _drawn(vocabulary: int, share: float) -> Tensor | None:
-    """Places of items whose ids are hidden for one batch, so that the row of unseen items is learned."""
-    count = round(share * vocabulary)
-    return torch.randint(1, vocabulary + 1, (count,)) if count else None
+def _checkpoint_of(
+    split: LogSplit, settings: TrainerSettings, warm_start: WarmStart | None, place: Place
+) -> tuple[Path | None, str]:
+    """Where this run's checkpoint stands, and its digest: one folder may hold those of several networks."""
+    if place.folder is None:
+        return None, ""
+    weights = warm_start.weights if warm_start is not None else None
+    digest = checkpoint.digest_of_run(split, settings, weights, place.world.size)
+    return place.folder / f"{digest[:32]}.safetensors", digest

@@ -32,6 +32,12 @@ class Batch:
     target_types: Int64
     rows: Int64  # [B, T] row of each target in the sequences
 
+    def part(self, number: int, of: int) -> Batch:
+        """Every `of`-th window from `number` on, at the same width: one process's share."""
+        if of == 1:
+            return self
+        return Batch(**{name: getattr(self, name)[number::of] for name in Batch.__slots__})
+
 
 @dataclass(frozen=True, slots=True)
 class HeldOut:

@@ -9,6 +9,7 @@ from confluent_kafka import KafkaException
 from confluent_kafka.admin import AclOperation  # type: ignore[attr-defined]  # not marked as exported
 
 from serving.ranker.errors import RankerError, RegistryError
+from serving.ranker.providers import Wish
 from serving.ranker.session import available_providers
 from serving.registry.swap import load_verified
 from streams.clients import admin, wait_for_broker
@@ -86,13 +87,8 @@ def _ranker(settings: Settings) -> tuple[str, str]:
     if live is None or live.digest is None:
         return "note", "none yet: lists come from the online models until `freshet trainer` has published one"
     registry = open_registry(settings)
-    ranker = load_verified(
-        registry, live.version, live.digest, settings.ranker.provider, settings.ranker.threads
-    )
-    return (
-        "ok",
-        f"{live.version} loads and passes its probe on {', '.join(ranker.session.providers_in_force)}",
-    )
+    ranker = load_verified(registry, live.version, live.digest, wish=Wish.of(settings.ranker))
+    return "ok", f"{live.version} loads and passes its probe; in force: {ranker.session.in_force}"
 
 
 def _providers() -> tuple[str, str]:

@@ -12,6 +12,7 @@ import numpy.typing as npt
 from serving.ranker.errors import RankerError
 from serving.ranker.inputs import CONTEXT, FEATURES, RankerInputs
 from serving.ranker.layout import hide, lay_out
+from serving.ranker.providers import InForce
 
 __all__ = ["Asked", "Ranker", "Scorer"]
 
@@ -33,6 +34,9 @@ class Scorer(Protocol):
 
     @property
     def providers_in_force(self) -> list[str]: ...
+
+    @property
+    def in_force(self) -> InForce: ...
 
     def score(self, inputs: RankerInputs) -> Float32: ...
 
@@ -150,7 +154,9 @@ class Ranker:
             )
         return scores
 
-    def inputs_of(self, histories: Sequence[Sequence[str]], candidates: Sequence[Sequence[str]]) -> RankerInputs:
+    def inputs_of(
+        self, histories: Sequence[Sequence[str]], candidates: Sequence[Sequence[str]]
+    ) -> RankerInputs:
         """Of ids alone, histories oldest first: event types, gaps, context and features are unknown (0)."""
         if len(histories) != len(candidates):
             raise RankerError(f"{len(histories)} histories for {len(candidates)} lists of candidates")

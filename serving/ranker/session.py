@@ -135,11 +135,9 @@ class RankerSession:
         self._profiled, end = False, "_kernel_time"
         events = json.loads(Path(self._session.end_profiling()).read_text("utf-8"))
         return [
-            Kernel(
-                e["name"].removesuffix("_kernel_time"), e["args"]["op_name"], e["args"]["provider"], e["dur"]
-            )
+            Kernel(e["name"].removesuffix(end), e["args"]["op_name"], e["args"]["provider"], e["dur"])
             for e in events
-            if e.get("cat") == "Node" and e["name"].endswith("_kernel_time")
+            if e.get("cat") == "Node" and e["name"].endswith(end)
         ]
 
     def _run(self, feeds: Feeds) -> Float32:

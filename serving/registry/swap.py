@@ -21,6 +21,7 @@ from safetensors import SafetensorError
 from serving.ranker.errors import RankerError, RankerRefusedError, RegistryError
 from serving.ranker.inputs import INPUTS, RankerInputs
 from serving.ranker.probe import median_latency_ms
+from serving.ranker.providers import Wish
 from serving.ranker.ranker import Ranker
 from serving.ranker.session import RankerSession
 from serving.ranker.settings import Provider, RankerSettings
@@ -36,6 +37,8 @@ _PROBE_TOLERANCE = 1e-3
 
 
 Role = Literal["live", "shadow"]
+_Version = tuple[str, str]
+"""A version and its digest."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -61,11 +64,11 @@ def load_verified(
     version: str,
     expected_digest: str,
     provider: Provider = "auto",
-    threads: int = 1,
     *,
+    wish: Wish | None = None,
     latency_budget_ms: float | None = None,
 ) -> Ranker:
-    """Load a version that has passed every check, ready to serve.
+    """Load a version that has passed every check, ready to serve; `wish` holds the provider, too.
 
     1. Fetch the manifest; its digest must be the announced one.
     2. Fetch model, vocabulary and golden probe; sizes, digests, no external data, no foreign operators.
@@ -77,7 +80,7 @@ def load_verified(
     """
     try:
         stored = registry.fetch(version, expected_digest, (MODEL_FILE, VOCABULARY_FILE, GOLDEN_FILE))  # 1, 2
-        ranker = _load(stored, provider, threads)  # 3
+        ranker = _load(stored, wish or Wish(provider))  # 3
         latency_ms = median_latency_ms(ranker)  # 4
         if latency_budget_ms is not None and latency_ms > latency_budget_ms:
             raise RankerError(
@@ -87,13 +90,13 @@ def load_verified(
     except (RegistryError, RankerError) as error:
         raise RankerRefusedError(f"{version} refused: {error}", error.kind) from error
     logger.info(
-        "ranker %s loaded: %s, %d items, %.1f ms", version, ranker.session.providers_in_force,
+        "ranker %s loaded: %s, %d items, %.1f ms", version, ranker.session.in_force,
         len(ranker.vocabulary), latency_ms,
     )  # fmt: skip
     return ranker
 
 
-def _load(stored: StoredVersion, provider: Provider, threads: int) -> Ranker:
+def _load(stored: StoredVersion, wish: Wish) -> Ranker:
     manifest = stored.manifest
     if manifest.signature != Signature():
         raise RankerError(f"signature {manifest.signature}, expected {Signature()}", "signature")
@@ -107,7 +110,7 @@ def _load(stored: StoredVersion, provider: Provider, threads: int) -> Ranker:
             "vocabulary",
         )
     return Ranker(
-        RankerSession(stored.files[MODEL_FILE], provider, threads),
+        RankerSession(stored.files[MODEL_FILE], wish=wish),
         vocabulary,
         version=manifest.version,
         history_length=manifest.history_length,
@@ -145,7 +148,7 @@ class RankerSlot:
 
     Requests return at once; when several come before a load has ended, the newest wins. A refused version
     changes nothing but is reported once by `swap_if_ready`; asking for it again tries again. A version that
-    is in memory already, in either role, is not loaded again.
+    is held already, in either role, is not loaded again.
     """
 
     def __init__(self, registry: Registry, settings: RankerSettings | None = None) -> None:
@@ -154,9 +157,9 @@ class RankerSlot:
         self._registry = registry
         self._settings = settings or RankerSettings()
         self._condition = threading.Condition()
-        self._wanted: dict[Role, tuple[str, str]] = {}
-        self._shadow_is: tuple[str, str] | None = None
-        """Which version is to be the shadow: a load of another one that ends now comes too late."""
+        self._asked: dict[Role, _Version] = {}
+        """What was asked for last: a load of another version that ends now comes too late."""
+        self._wanted: dict[Role, _Version] = {}
         self._done: collections.deque[tuple[Ranker | None, SwapEvent]] = collections.deque()
         self._thread: threading.Thread | None = None
 
@@ -167,25 +170,24 @@ class RankerSlot:
         """
         with self._condition:
             idle = self._thread is None and not self._done
+            self._asked["live"] = (version, digest)
             if idle and _is(self.current, version, digest):
                 return
             logger.info("ranker %r announced at %r", version, uri or self._registry.uri(version))
             self._want("live", version, digest)
 
     def request_shadow(self, version: str, digest: str) -> None:
-        """Ask for a version to be scored beside the one in force; the one that was so far is let go."""
+        """Ask for a version to be scored beside the one in force, in the place of the one that was so far."""
         with self._condition:
-            if self._shadow_is == (version, digest):
-                return
-            self._shadow_is, kept = (version, digest), self.shadow
-            if not _is(kept, version, digest):
-                self.shadow = None
+            if self._asked.get("shadow") != (version, digest):
+                self._asked["shadow"] = (version, digest)
                 self._want("shadow", version, digest)
 
     def drop_shadow(self) -> None:
         """Have none beside the one in force any more."""
         with self._condition:
-            self._shadow_is = self.shadow = None
+            self.shadow = None
+            self._asked.pop("shadow", None)
             self._wanted.pop("shadow", None)
 
     @property
@@ -203,7 +205,8 @@ class RankerSlot:
         a refusal. None when nothing ended."""
         while self._done:
             ranker, event = self._done.popleft()
-            if event.role == "shadow" and self._shadow_is != (event.version, event.digest):
+            late = self._asked.get(event.role) != (event.version, event.digest)
+            if ranker is not None and (late or ranker is self._held(event.role)):
                 continue
             event = dataclasses.replace(
                 event, previous=self.current.version if self.current is not None else None
@@ -215,7 +218,15 @@ class RankerSlot:
             return event
         return None
 
+    def _held(self, role: Role) -> Ranker | None:
+        return self.current if role == "live" else self.shadow
+
     def _want(self, role: Role, version: str, digest: str) -> None:
+        held = next((one for one in (self.current, self.shadow) if _is(one, version, digest)), None)
+        if held is not None:
+            self._wanted.pop(role, None)
+            self._done.append((held, SwapEvent("swapped", version, digest, None, "", 0.0, role)))
+            return
         self._wanted[role] = (version, digest)
         if self._thread is None:
             self._thread = threading.Thread(target=self._work, name="ranker-load", daemon=True)
@@ -230,24 +241,20 @@ class RankerSlot:
                     self._thread = None
                     self._condition.notify_all()
                     return
-                loaded = [self.current, self.shadow, *(ranker for ranker, _ in list(self._done))]
-            held = next((ranker for ranker in loaded if _is(ranker, *wanted)), None)
-            done = self._load(role, *wanted, held)
+            done = self._load(role, *wanted)
             with self._condition:
                 self._done.append(done)
 
-    def _load(
-        self, role: Role, version: str, digest: str, held: Ranker | None
-    ) -> tuple[Ranker | None, SwapEvent]:
+    def _load(self, role: Role, version: str, digest: str) -> tuple[Ranker | None, SwapEvent]:
         started = time.monotonic()
-        ranker, reason, kind = held, "", ""
+        ranker: Ranker | None = None
+        reason = kind = ""
         try:
-            ranker = ranker or load_verified(
+            ranker = load_verified(
                 self._registry,
                 version,
                 digest,
-                self._settings.provider,
-                self._settings.threads,
+                wish=Wish.of(self._settings),
                 latency_budget_ms=self._settings.load_latency_budget_ms,
             )
         except RankerRefusedError as error:

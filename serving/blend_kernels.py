@@ -1,6 +1,6 @@
 # mypy: disable-error-code="return-value, arg-type, assignment, no-any-return, call-overload, operator"
 # numba unifies Python's and numpy's scalars, which mypy keeps apart.
-"""Compiled kernels of the blend: log-probabilities of each source, added up with its weight.
+"""Compiled kernels of the blend, and of what a ranker reads of candidates: log-probabilities of each source.
 
 Logarithms and exponentials are written as additions and multiplications, which fill the vector registers: a
 tenth of the time of calls to the mathematical library, to a relative 1e-9.
@@ -13,10 +13,14 @@ from numpy.typing import NDArray
 
 from serving.kernels import RANKER, Found, kernel
 
-__all__ = ["blend"]
+__all__ = ["FAR_S", "blend", "describe"]
 
 Floats = NDArray[np.float32]
+Longs = NDArray[np.int64]
 Doubles = NDArray[np.float64]
+
+FAR_S = 1e9
+"""Seconds, 32 years, since the newest event of an item that has none."""
 
 _LN2, _LOG2E = 0.6931471805599453, 1.4426950408889634
 
@@ -151,3 +155,63 @@ def blend(
                     found.sources[user, column] |= np.uint8(RANKER)
         for column in range(n):
             out[user, column] = blended[column]
+
+
+@kernel
+def _put_logs(values: Doubles, work: Doubles, scale: float, out: Floats) -> None:
+    """out = scale ln(1 + values), values at least 0."""
+    for column in range(values.shape[0]):
+        values[column] += 1.0
+    _log(values, work)
+    for column in range(values.shape[0]):
+        out[column] = scale * values[column]
+
+
+@kernel
+def _any_positive(scores: Floats) -> bool:
+    found = False
+    for column in range(scores.shape[0]):
+        found |= scores[column] > 0.0
+    return found
+
+
+@kernel
+def describe(
+    found: Found, experience: Doubles, floor: float, now_ms: Longs, plain: Doubles, exposures: Longs, last_ms:
+    Longs, scales: tuple[float, float, float], out: Floats,
+) -> None:  # fmt: skip
+    """What is known of each candidate, out float32[n, C, 6], 0 behind a user's last: the equations of
+    `serving.features`.
+
+    experience float64[n]; now_ms int64[n]; plain float64, exposures and last_ms int64, all [>= rows]; scales
+    of the logarithms of counts, exposures and seconds.
+    """
+    room = found.rows.shape[1]
+    sums, parts, scraps = np.empty(room), np.empty(room), np.empty(room)
+    for user in range(out.shape[0]):
+        n = found.length[user]
+        rows, scores, features = found.rows[user, :n], found.scores[user], out[user]
+        total, values, work = sums[:n], parts[:n], scraps[:n]
+        features[n:, :] = np.float32(0.0)
+        for source in range(3):
+            total[:] = 0.0
+            if source == 2:
+                _add_log_softmax(scores[2, :n], experience[user], total, values, work)
+                even = experience[user] * np.log(max(n, 1))
+            else:
+                _add_log_share(scores[source, :n], 1.0, floor, total, values, work)
+                even = np.log(n) if _any_positive(scores[source, :n]) else 0.0
+            for column in range(n):
+                features[column, source] = total[column] + even
+        for column in range(n):
+            values[column] = max(plain[rows[column]], 0.0)
+        _put_logs(values, work, scales[0], features[:n, 3])
+        for column in range(n):
+            values[column] = max(np.float64(exposures[rows[column]]), 0.0)
+        _put_logs(values, work, scales[1], features[:n, 4])
+        for column in range(n):
+            row = rows[column]
+            since_s = (now_ms[user] - last_ms[row]) / 1000.0
+            is_used = last_ms[row] >= 0 and plain[row] > 0.0
+            values[column] = min(max(since_s, 0.0), FAR_S) if is_used else FAR_S
+        _put_logs(values, work, scales[2], features[:n, 5])

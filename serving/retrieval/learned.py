@@ -3,12 +3,27 @@ them."""
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
+import numpy.typing as npt
 
 from online_models.item_state import ItemState
 from serving.kernels import Learned
 
-__all__ = ["learned_arrays"]
+__all__ = ["Activity", "activity_arrays", "learned_arrays"]
+
+
+class Activity(NamedTuple):
+    """What is counted of items, by row: float64, int64 and int64, all [>= rows]."""
+
+    plain: npt.NDArray[np.float64]
+    """Positive events."""
+    exposures: npt.NDArray[np.int64]
+    last_ms: npt.NDArray[np.int64]
+    """Time of the newest positive event, -1 where there is none."""
+    newest_ms: int
+    """The newest event's time, of all items."""
 
 
 def learned_arrays(items: ItemState) -> Learned:
@@ -22,4 +37,16 @@ def learned_arrays(items: ItemState) -> Learned:
         popularity=popular._decayed,
         top=popular.top(popular.top_size),
         factors=items.factors.factors.rows,
+    )
+
+
+def activity_arrays(items: ItemState) -> Activity:
+    """Views, as `learned_arrays`."""
+    popular, activity = items.popularity, items.activity
+    activity.reserve()
+    return Activity(
+        plain=popular._plain,
+        exposures=activity.exposures,
+        last_ms=activity.last_ms,
+        newest_ms=max(int(popular._clock[1]), 0),
     )

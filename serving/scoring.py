@@ -46,6 +46,7 @@ Contents = Callable[[Sequence[str]], Float32]
 """Content vectors float32[n, E] of item ids, zeros where an item has none."""
 _RANKER_ALONE = (0.0, 0.0, 0.0, 1.0)
 
+
 class Opinion(NamedTuple):
     """The ranker's logits float32[n, C], [n, 0] where there are none, and then why; see `ranker_opinion`."""
 

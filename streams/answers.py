@@ -152,10 +152,18 @@ class Answers:
         if len(self._pipeline.event_types) != users.kinds.codes:
             names = [users.kinds.id_of(code).decode() for code in range(users.kinds.codes)]
             self._pipeline.event_types = tuple(names)
-        columns = (found.recent, found.kinds, found.times_ms, found.factors, found.seen_count)
+        columns: tuple[npt.NDArray[Any], ...] = (
+            found.recent,
+            found.kinds,
+            found.times_ms,
+            found.factors,
+            found.seen_count,
+        )
         ends = found.blocked_end
         if len(known) < len(rows):
-            columns = tuple(_spread(column, known, len(rows), fill) for column, fill in zip(columns, _FILLS, strict=True))
+            columns = tuple(
+                _spread(column, known, len(rows), fill) for column, fill in zip(columns, _FILLS, strict=True)
+            )
             ends = np.cumsum(columns[-1], dtype=np.int32)
         recent, kinds, times_ms, factors, seen = columns
         return QueryBatch(

@@ -64,7 +64,8 @@ Int32 = npt.NDArray[np.int32]
 @dataclass(slots=True)
 class Gathered:
     """What lists need of n users, in rows of the item table: recent int32[n, L] newest first (-1 padded or
-    unknown) with kinds int32[n, L] (codes of event types) and times_ms int64[n, L], blocked int32[sum of seen] one user behind the other, blocked_end int32[n], seen_count int32[n],
+    unknown) with kinds int32[n, L] (codes of event types) and times_ms int64[n, L], blocked
+    int32[sum of seen] one user behind the other, blocked_end int32[n], seen_count int32[n],
     factors float32[n, d]."""
 
     recent: Int32

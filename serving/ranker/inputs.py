@@ -41,8 +41,9 @@ GAP_BUCKETS = 16
 @dataclass(slots=True)
 class RankerInputs:
     """One call: history int64[B, L] of places; history_types int64[B, L], 0 where unknown; history_gaps_s
-    float32[B, L], seconds since the event before it, 0 for the first; context float32[B, len(CONTEXT)]; candidates
-    int64[B, C] of places; features float32[B, C, len(FEATURES)]; item_vectors float32[N, E], row 0 zeros."""
+    float32[B, L], seconds since the event before it, 0 for the first; context float32[B, len(CONTEXT)];
+    candidates int64[B, C] of places; features float32[B, C, len(FEATURES)]; item_vectors float32[N, E], row 0
+    zeros."""
 
     history: Int64
     history_types: Int64
@@ -54,7 +55,9 @@ class RankerInputs:
 
     def feeds(self) -> dict[str, npt.NDArray[np.generic]]:
         """By name, contiguous, in the types that the graph takes."""
-        return {name: np.ascontiguousarray(getattr(self, name), dtype=kind) for name, (kind, _) in INPUTS.items()}
+        return {
+            name: np.ascontiguousarray(getattr(self, name), dtype=kind) for name, (kind, _) in INPUTS.items()
+        }
 
     def part(self, start: int, stop: int) -> RankerInputs:
         """The users from `start` up to `stop`, as views."""

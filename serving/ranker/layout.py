@@ -33,8 +33,8 @@ def lay_out(
 
     recent int32[B, L] newest first, with the codes of their event types and their times int64[B, L], and rows
     int32[B, C], all -1 padded; places int32[item rows] leads from a row to its place, types_of int64[codes]
-    from a code to the network's event type. history, types int64[B, H] and gaps_s float32[B, H] get the newest
-    H, oldest first with 0 on the left; candidates int64[B, C] gets 0 for padding.
+    from a code to the network's event type. history, types int64[B, H] and gaps_s float32[B, H] get the
+    newest H, oldest first with 0 on the left; candidates int64[B, C] gets 0 for padding.
     """
     longest, room = 0, history.shape[1]
     for user in range(recent.shape[0]):
@@ -67,8 +67,8 @@ def lay_out(
 
 @kernel
 def hide(scores: Floats, candidates: Longs, unseen: int) -> int:
-    """Put NaN where a candidate is padding (0) or stands at the place `unseen`; returns how many others' scores
-    are not finite."""
+    """Put NaN where a candidate is padding (0) or stands at the place `unseen`; returns how many others'
+    scores are not finite."""
     bad = 0
     for user in range(scores.shape[0]):
         for column in range(scores.shape[1]):

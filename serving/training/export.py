@@ -78,12 +78,14 @@ def export_onnx(ranker: ExportedRanker, path: str | PathLike[str], *, seed: int 
     session = RankerSession(path, "cpu")
     one = golden.inputs.part(0, 1)
     one.candidates, one.features = one.candidates[:, :1], one.features[:, :1]
-    parity = max(_difference(session, golden.inputs, golden.scores), _difference(session, one, _torch(ranker, one)))
+    parity = max(
+        _difference(session, golden.inputs, golden.scores), _difference(session, one, _torch(ranker, one))
+    )
     return Export(OPSET, parity, golden, Path(path).stat().st_size)
 
 
 def golden_inputs(ranker: ExportedRanker, seed: int) -> Golden:
-    """Seeded inputs of 9 users with 24 candidates, one of them padding, and PyTorch's scores float32[9, 24]."""
+    """Seeded inputs of 9 users with 24 candidates, one of them padding, with PyTorch's scores."""
     rng = np.random.default_rng(seed)
     network, shape = ranker.network, ranker.network.shape
     length, users = network.history_length, (_GOLDEN_USERS, network.history_length)

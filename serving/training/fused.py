@@ -1,4 +1,4 @@
-"""What is exported: a network, and above it, when it was trained, a head that joins in the online features."""
+"""What is exported: a network, and where one was trained, a head that joins in the online features."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class FusionHead(nn.Module):
 
 
 class ExportedRanker(nn.Module):
-    """The one signature of `serving.ranker.inputs`: the user is encoded once, candidates cost a product each."""
+    """The one signature (`serving.ranker.inputs`): a user is encoded once, candidates cost a product each."""
 
     def __init__(self, network: SequenceNetwork, head: FusionHead | None = None) -> None:
         super().__init__()

@@ -91,8 +91,9 @@ def markov_ranker(model: bytes | None = None) -> Ranker:
 def edited(model: bytes, change: Callable[[npt.NDArray[np.float32]], npt.NDArray[np.float32]]) -> bytes:
     """The same graph with other item vectors and biases."""
     proto = onnx.load_model_from_string(model)
-    tables = [t for t in proto.graph.initializer if list(t.dims) in ([ITEMS + 1, SETTINGS.dim], [ITEMS + 1])]
-    assert len(tables) == 2, "the export holds no item vectors and biases by those shapes"
+    names = [t.name for t in proto.graph.initializer]
+    tables = [t for t in proto.graph.initializer if "item_embedding" in t.name or "item_bias" in t.name]
+    assert len(tables) == 2, f"the export holds no item vectors and biases by those names: {names}"
     for table in tables:
         changed = change(onnx.numpy_helper.to_array(table).copy())
         table.CopyFrom(onnx.numpy_helper.from_array(changed, table.name))

@@ -8,7 +8,7 @@ serving had.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -179,6 +179,8 @@ class EvaluationSlice:
     rows: Int64  # [N] row in the log
     starts: Int64  # [n] where the event's user begins in `items`
     positions: Int64  # [n] where the event itself stands in `items`
+    users: Int64 = field(default_factory=lambda: np.zeros(1, np.int64))
+    """[U + 1]: where each user begins in `items`; needed by `at` alone."""
 
     def __len__(self) -> int:
         return len(self.positions)
@@ -196,6 +198,19 @@ class EvaluationSlice:
         """int64[n, length] of `table[item]`, oldest first, 0 on the left where there was nothing."""
         columns, inside = self._before(length)
         return np.where(inside, table[self.items[columns]], 0)
+
+    def at(self, rows: Int64) -> EvaluationSlice:
+        """Other events of the same log by their rows int64[n] in it, in that order. Raises ValueError when
+        one is not there."""
+        order = np.argsort(self.rows)
+        place = np.minimum(np.searchsorted(self.rows, rows, sorter=order), len(order) - 1)
+        positions = order[place].astype(np.int64)
+        if missing := int((self.rows[positions] != rows).sum()):
+            raise ValueError(
+                f"{missing} of {len(rows)} rows are not in this log: it was cut or filtered since"
+            )
+        starts = self.users[np.searchsorted(self.users, positions, side="right") - 1]
+        return replace(self, starts=starts, positions=positions)
 
     def history_types(self, length: int) -> Int64:
         """int64[n, length], as `histories`."""
@@ -336,7 +351,9 @@ def _evaluation_slice(
         count=len(held_out),
     )
     ids = tuple(log.item_ids)
-    return EvaluationSlice(ids, items, columns.types, columns.times_ms, rows, begin[fresh], held_out[fresh])
+    return EvaluationSlice(
+        ids, items, columns.types, columns.times_ms, rows, begin[fresh], held_out[fresh], starts
+    )
 
 
 def _sequences(columns: Sequences, places: Int64, in_train: Bool, unseen: int) -> Sequences:

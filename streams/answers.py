@@ -17,6 +17,7 @@ from streams.events import Request
 from streams.intake import Batch
 from streams.learner import JUDGED, Learner
 from streams.settings import Settings
+from streams.shadow_judge import ShadowJudge
 from streams.shards import Shards
 from streams.source import Source
 from streams.transaction import OutputRecords
@@ -42,12 +43,14 @@ class Answers:
         encoder: ListEncoder,
         worker: str,
         epoch: int,
+        judge: ShadowJudge | None = None,
     ) -> None:
         self._settings = settings
         self._pipeline = pipeline
         self._shards = shards
         self._learner = learner
         self._codes = learner.codes
+        self._judge = judge
         self._asked: list[tuple[Int32, QueryBatch]] = []
         self._encoder = encoder
         self._topic = settings.names["recommendations"]
@@ -99,6 +102,7 @@ class Answers:
     def to_events(self, batch: Batch, online_offset: int) -> OutputRecords | None:
         """One list for each event that was asked for, in that order; None of none."""
         if not self._asked:
+            self._judged(batch, batch.accepted)
             return None
         waves, queries = zip(*self._asked, strict=True)
         self._asked = []
@@ -108,6 +112,9 @@ class Answers:
         shown = self._remember(rows, ranked)
         if len(waves) > 1:  # else no user has two of these events
             self._learner.judge(batch, wave, shown)
+        self._judged(batch, wave)
+        if self._judge is not None:
+            self._judge.listed(rows, shown, ranked.shadowed, batch, wave)
         keys = users.ids_of(rows)
         event_ids = _cut(events.data, events.event[wave])
         ids = [_ids(_quoted(key), b"null", _quoted(one)) for key, one in zip(keys, event_ids, strict=True)]
@@ -140,9 +147,16 @@ class Answers:
             keys.append(key.encode())
             user = b"null" if request.user_id is None else _quoted(keys[-1])
             ids.append(_ids(user, _quoted(request.request_id.encode()), b"null"))
-        self._remember(np.array(rows, np.int32), ranked)
+        shown = self._remember(np.array(rows, np.int32), ranked)
+        if self._judge is not None:
+            self._judge.listed(np.array(rows, np.int32), shown, ranked.shadowed, None, np.zeros(0, np.int32))
         kafka_ms = [r.kafka_time_ms for r in requests]
         return self._records(ranked, keys, ids, kafka_ms, [r.partition for r in requests], online_offset)
+
+    def _judged(self, batch: Batch, order: Int32) -> None:
+        """Lists of two versions, where there are two, are judged by the events that followed them."""
+        if self._judge is not None:
+            self._judge.events(batch, order)
 
     def _queries(self, rows: Int32, count: Int32, now_ms: npt.NDArray[np.int64]) -> QueryBatch:
         """What the users in `rows` (-1: nobody knows them) are asked for, as of the times `now_ms`."""

@@ -36,11 +36,16 @@ class Follower:
     row of the item table which rows changed hands."""
 
     def __init__(
-        self, replica: Replica, settings: ServingSettings, on_swap: Callable[[SwapEvent], None]
+        self,
+        replica: Replica,
+        settings: ServingSettings,
+        on_swap: Callable[[SwapEvent], None],
+        shadow_share: float = 1.0,
     ) -> None:
         self._replica = replica
         self._settings = settings
         self._on_swap = on_swap
+        self._shadow_share = shadow_share
         self._nearest = NearestItems(replica.items)
         self.pipeline = Pipeline(replica.items, replica.catalogue, settings, self._nearest)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="follow")
@@ -59,8 +64,11 @@ class Follower:
             return
         begun, self._begun = self._begun, None
         if (swap := begun.result()) is not None:
-            self.pipeline.use(self._replica.slot.current)
+            if (swap.outcome, swap.role) == ("swapped", "live"):
+                self.pipeline.use(self._replica.slot.current)
             self._on_swap(swap)
+        shadow = None if self._replica.trial is None else self._replica.slot.shadow
+        self.pipeline.use_beside(shadow, self._shadow_share)
         given, freed = self._replica.items.take_changes()
         if len(given) or len(freed):
             self.pipeline.rows_changed(np.concatenate((given, freed)))

@@ -17,11 +17,12 @@ import msgspec
 
 from online_models.item_state import ItemState
 from serving.catalogue import Catalogue, CatalogueEntry
-from serving.registry.swap import RankerSlot, SwapEvent
+from serving.registry.swap import RankerSlot, Role, SwapEvent
 from streams.events import ModelRecord
 from streams.item_vectors import item_fields, open_item_vectors
 from streams.learning_log import decode_record, learn_record
 from streams.model_records import open_registry
+from streams.model_state import ModelState, Trial
 from streams.reading import PartitionId, PartitionReader, watermarks, where
 from streams.records import Record
 from streams.rejects import Rejected
@@ -35,6 +36,8 @@ log = logging.getLogger("freshet.replica")
 
 DRAIN_RECORDS = 500
 """Log records applied at most between two micro-batches, so that a backlog does not starve the events."""
+RETRY_S = 15.0
+"""Between two tries to load a version whose store did not give it."""
 
 
 class Replica:
@@ -52,6 +55,10 @@ class Replica:
         self.content = open_item_vectors(settings)
         registry = open_registry(settings)
         self.slot = RankerSlot(registry, settings.ranker)
+        self.models = ModelState(settings.registry.model_name)
+        self.refused: dict[Role, SwapEvent] = {}
+        """The newest refusal, by what the version was wanted for."""
+        self._retry_at = math.inf
         self.snapshots_failed = 0
         self._since_snapshot = 0
         self._last_snapshot = -math.inf
@@ -68,6 +75,12 @@ class Replica:
     def offset(self) -> int:
         """Next offset of the learning log: all before it has been learned."""
         return self.items.offset
+
+    @property
+    def trial(self) -> Trial | None:
+        """The trial of two versions, where both are loaded; for whoever joined `follow`."""
+        trial = self.models.trial
+        return trial if trial is not None and trial.in_force(self.slot.current, self.slot.shadow) else None
 
     @property
     def stalled_s(self) -> float:
@@ -110,7 +123,15 @@ class Replica:
             self._since_snapshot, self._last_snapshot = 0, time.monotonic()
             self._snapshot()
         self.content.collect()
-        return self.slot.swap_if_ready()
+        if time.monotonic() >= self._retry_at:
+            self._retry_at = math.inf
+            self._ask()
+        event = self.slot.swap_if_ready()
+        if event is not None and event.outcome == "refused":
+            self.refused[event.role] = event
+            if event.kind == "store":
+                self._retry_at = time.monotonic() + RETRY_S
+        return event
 
     def _snapshot_is_due(self) -> bool:
         limits = self._settings.worker
@@ -182,6 +203,16 @@ class Replica:
         except (msgspec.DecodeError, msgspec.ValidationError) as error:
             log.error("%s: not a models record (%s); the ranker in service stays", where(message), error)
             return
-        mine = record.model == self._settings.registry.model_name
-        if mine and record.status == "live" and record.digest is not None:
-            self.slot.request(record.version, record.digest, record.uri)
+        if self.models.take(record):
+            self._ask(record)
+
+    def _ask(self, record: ModelRecord | None = None) -> None:
+        """Ask for what `record` says, or again for all that is wanted."""
+        live = self.models.live if record is None else record
+        if live is not None and live.status == "live" and live.digest is not None:
+            self.slot.request(live.version, live.digest, live.uri)
+        trial = self.models.trial
+        if trial is None or record is None:
+            self.slot.drop_shadow()
+        if trial is not None:
+            self.slot.request_shadow(trial.other, trial.other_digest)

@@ -6,6 +6,7 @@ import logging
 import os
 import socket
 import time
+from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -59,6 +60,7 @@ class StatsReporter:
         self.committed = 0
         self._swaps = 0
         self._refused: list[str] = []
+        self._refusals: Counter[str] = Counter()
         self._clear()
 
     def _clear(self) -> None:
@@ -72,10 +74,13 @@ class StatsReporter:
         self._report()
 
     def swapped(self, event: SwapEvent) -> None:
-        if event.outcome == "swapped":
+        if event.outcome == "swapped" and event.role == "live":
             self._swaps += 1
             log.info("ranker %s is in service (before: %s)", event.version, event.previous)
+        elif event.outcome == "swapped":
+            log.info("ranker %s is scored beside %s", event.version, event.previous)
         else:
+            self._refusals[event.kind] += 1
             self._refused = [*self._refused, event.reason][-REFUSED_KEPT:]
             log.error("%s; %s goes on serving", event.reason, event.previous or "the online models alone")
 
@@ -143,6 +148,8 @@ class StatsReporter:
             refused=self._refused,
             rss_bytes=rss_bytes(),
             retries=RETRIES.counts(),
+            refusals=dict(self._refusals),
+            trial=worker.tally.taken(),
         )
 
     def close(self) -> None:

@@ -76,7 +76,9 @@ TOPICS: dict[str, TopicSpec] = {
         TopicSpec(
             "user-state", "user_id", True, _compact(**_TWICE), "worker", "changelog of the users' state"
         ),
-        TopicSpec("models", "model name", False, _compact(), "trainer", "which ranker version is live"),
+        TopicSpec(
+            "models", "model name", False, _compact(), "trainer, worker", "which ranker version is live"
+        ),
         TopicSpec(
             "worker-stats", "worker id", False, _delete(1), "worker", "one record per worker per second"
         ),

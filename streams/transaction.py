@@ -42,7 +42,7 @@ __all__ = ["OutputRecord", "OutputRecords", "Transactions", "fence", "transactio
 
 log = logging.getLogger("freshet.transaction")
 
-OUTPUTS = ("interactions", "user-state", "recommendations", "events-dlq")
+OUTPUTS = ("interactions", "user-state", "recommendations", "events-dlq", "models")
 """The topics that a transaction writes to."""
 HANGING_KEY = b"\x00hanging"
 """Of the records of `end_hanging`: ids hold no control characters, and those are never committed."""

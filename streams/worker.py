@@ -48,14 +48,16 @@ from streams.records import Record
 from streams.rejects import Rejected
 from streams.replica import Replica
 from streams.settings import Settings
+from streams.shadow_judge import ShadowJudge, Tally
 from streams.shards import Shards
 from streams.source import Source
 from streams.stats import Committed, StatsReporter
 from streams.stopping import Stop
 from streams.takeover import fence_absent
 from streams.topic_admin import check_layout
-from streams.transaction import OutputRecords, Transactions, transactional_id
+from streams.transaction import OutputRecord, OutputRecords, Transactions, transactional_id
 from streams.validation import Tombstone
+from streams.verdicts import Verdicts
 from streams.warm_up import compile_all
 
 __all__ = ["Worker"]
@@ -86,6 +88,7 @@ class Worker:
         self.transactional_id = transactional_id(settings, self.id)
         self._stop = Stop()
         self.serving = False
+        self.tally = Tally()
 
     def stop(self) -> None:
         """End soon: finish the batch in hand, commit it, take no more."""
@@ -119,7 +122,9 @@ class Worker:
         self.replica = Replica(self.settings, self.validator, self.partitions)
         self.stats = StatsReporter(self)
         self.stats.state("restoring")
-        self.follower = Follower(self.replica, self.settings.serving, self.stats.swapped)
+        self.follower = Follower(
+            self.replica, self.settings.serving, self.stats.swapped, self.settings.ranker.shadow_share
+        )
         self.encoder = ListEncoder(self.replica.items.items, self.replica.catalogue)
 
     def _serve(self) -> None:
@@ -160,12 +165,15 @@ class Worker:
             end_own=self.transactions.end_hanging,
         )
         signature = (self.id, self.epoch)
+        self.judge = ShadowJudge(self.tally, self.shards, self.learner.codes)
         self.answers = Answers(
-            settings, self.follower.pipeline, self.shards, self.learner, self.encoder, *signature
+            settings, self.follower.pipeline, self.shards, self.learner, self.encoder, *signature, self.judge
         )
         owner = (self.transactional_id, *signature)
         self.outbox = Outbox(settings, self.shards, self.learner, owner, self.partitions["events"])
         self.item_rejects: ItemRejects | None = None
+        self.verdicts: Verdicts | None = None
+        self._said: list[OutputRecord] = []
         try:
             self.follower.begin()
             while not self._stop.is_set():
@@ -173,12 +181,13 @@ class Worker:
             self.committer.settle()
         finally:
             self.follower.end()
-            rejects = self.item_rejects
+            rejects, verdicts = self.item_rejects, self.verdicts
             self._stop.finish(
                 self.source.close,
                 self.committer.close,
                 self.transactions.close,
                 lambda: None if rejects is None else rejects.close(),
+                lambda: None if verdicts is None else verdicts.close(),
             )
 
     def _step(self) -> None:
@@ -190,7 +199,8 @@ class Worker:
         if not messages:
             self.committer.settle()
         odd_items = self._odd_items()
-        if messages or offsets or odd_items:
+        self._said = self._said if 0 in self.shards.owned else []
+        if messages or offsets or odd_items or self._said:
             self._handle(messages, offsets, odd_items, clock)
         else:
             self._followed(clock)
@@ -215,7 +225,10 @@ class Worker:
     def _followed(self, clock: StageClock) -> None:
         """The end of 1: from here on the item state stands still."""
         with clock.stage("follow"):
+            self.judge.collect()
             self.follower.join(self.learner.codes)
+            self.judge.begin(self.replica.trial)
+            self._said += self._verdicts()
 
     def _handle(
         self,
@@ -240,7 +253,8 @@ class Worker:
         with clock.stage("pack"):
             offsets = offsets or self._own_place()
             item_offsets = None if self.item_rejects is None else self.item_rejects.next_offsets()
-            records = [*lists, *self.outbox.records(batch, interactions, offsets, item_offsets)]
+            said, self._said = self._said, []
+            records = [*lists, *said, *self.outbox.records(batch, interactions, offsets, item_offsets)]
         with clock.stage("commit"):
             counted = Committed(batch.records, len(batch.requests), coalesced, self.answers.take_sent_ms())
             self.committer.commit(records, self.source, offsets, counted)  # 5
@@ -282,6 +296,16 @@ class Worker:
         partition 0 writes each of them once."""
         self._own_item_rejects(0 in self.shards.owned)
         return [] if self.item_rejects is None else self.item_rejects.poll()
+
+    def _verdicts(self) -> list[OutputRecord]:
+        """What became of versions on trial: the owner of partition 0 says so."""
+        owned = 0 in self.shards.owned
+        if owned and self.verdicts is None:
+            self.verdicts = Verdicts(self.settings)
+        elif not owned and self.verdicts is not None:
+            self.verdicts.close()
+            self.verdicts, self._said = None, []
+        return [] if self.verdicts is None else self.verdicts.poll(self.replica)
 
     def _own_item_rejects(self, owned: bool) -> None:
         if owned and self.item_rejects is None:

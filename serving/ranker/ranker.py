@@ -150,7 +150,8 @@ class Ranker:
         scores = parts[0] if len(parts) == 1 else np.concatenate(parts)
         if bad := hide(scores, inputs.candidates, -1 if self.fused else self.unseen):
             raise RankerError(
-                f"{self.version}: {bad} of {np.count_nonzero(inputs.candidates)} scores are not finite"
+                f"{self.version}: {bad} of {np.count_nonzero(inputs.candidates)} scores are not finite",
+                "not_finite",
             )
         return scores
 

@@ -157,10 +157,13 @@ class RankerSlot:
         self._registry = registry
         self._settings = settings or RankerSettings()
         self._condition = threading.Condition()
-        self._asked: dict[Role, _Version] = {}
-        """What was asked for last: a load of another version that ends now comes too late."""
-        self._wanted: dict[Role, _Version] = {}
-        self._done: collections.deque[tuple[Ranker | None, SwapEvent]] = collections.deque()
+        self._shadow_is: _Version | None = None
+        """What was asked for last as shadow: a load of another version that ends now comes too late."""
+        self._wanted: dict[Role, tuple[int, _Version]] = {}
+        self._done: collections.deque[tuple[int, Ranker | None, SwapEvent]] = collections.deque()
+        self._requests = 0
+        self._in_force_since = 0
+        """Which of the requests has brought `current`."""
         self._thread: threading.Thread | None = None
 
     def request(self, version: str, digest: str, uri: str = "") -> None:
@@ -170,7 +173,6 @@ class RankerSlot:
         """
         with self._condition:
             idle = self._thread is None and not self._done
-            self._asked["live"] = (version, digest)
             if idle and _is(self.current, version, digest):
                 return
             logger.info("ranker %r announced at %r", version, uri or self._registry.uri(version))
@@ -179,15 +181,14 @@ class RankerSlot:
     def request_shadow(self, version: str, digest: str) -> None:
         """Ask for a version to be scored beside the one in force, in the place of the one that was so far."""
         with self._condition:
-            if self._asked.get("shadow") != (version, digest):
-                self._asked["shadow"] = (version, digest)
+            if self._shadow_is != (version, digest):
+                self._shadow_is = (version, digest)
                 self._want("shadow", version, digest)
 
     def drop_shadow(self) -> None:
         """Have none beside the one in force any more."""
         with self._condition:
-            self.shadow = None
-            self._asked.pop("shadow", None)
+            self.shadow = self._shadow_is = None
             self._wanted.pop("shadow", None)
 
     @property
@@ -204,30 +205,33 @@ class RankerSlot:
         """Call between two micro-batches: put a loaded ranker in force, or beside the one in force, or report
         a refusal. None when nothing ended."""
         while self._done:
-            ranker, event = self._done.popleft()
-            late = self._asked.get(event.role) != (event.version, event.digest)
-            if ranker is not None and (late or ranker is self._held(event.role)):
+            number, ranker, event = self._done.popleft()
+            if event.role == "shadow":
+                late = self._shadow_is != (event.version, event.digest)
+                late |= ranker is not None and ranker is self.shadow
+            else:
+                late = ranker is not None and (number < self._in_force_since or ranker is self.current)
+            if late:
                 continue
             event = dataclasses.replace(
                 event, previous=self.current.version if self.current is not None else None
             )
             if ranker is not None and event.role == "live":
-                self.current = ranker
+                self.current, self._in_force_since = ranker, number
             elif ranker is not None:
                 self.shadow = ranker
             return event
         return None
 
-    def _held(self, role: Role) -> Ranker | None:
-        return self.current if role == "live" else self.shadow
-
     def _want(self, role: Role, version: str, digest: str) -> None:
+        self._requests += 1
         held = next((one for one in (self.current, self.shadow) if _is(one, version, digest)), None)
         if held is not None:
             self._wanted.pop(role, None)
-            self._done.append((held, SwapEvent("swapped", version, digest, None, "", 0.0, role)))
+            event = SwapEvent("swapped", version, digest, None, "", 0.0, role)
+            self._done.append((self._requests, held, event))
             return
-        self._wanted[role] = (version, digest)
+        self._wanted[role] = self._requests, (version, digest)
         if self._thread is None:
             self._thread = threading.Thread(target=self._work, name="ranker-load", daemon=True)
             self._thread.start()
@@ -241,9 +245,10 @@ class RankerSlot:
                     self._thread = None
                     self._condition.notify_all()
                     return
-            done = self._load(role, *wanted)
+            number, asked = wanted
+            ranker, event = self._load(role, *asked)
             with self._condition:
-                self._done.append(done)
+                self._done.append((number, ranker, event))
 
     def _load(self, role: Role, version: str, digest: str) -> tuple[Ranker | None, SwapEvent]:
         started = time.monotonic()

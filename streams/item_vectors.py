@@ -29,14 +29,15 @@ __all__ = ["CatalogueVectors", "dataset_vectors", "item_fields", "items_of", "op
 log = logging.getLogger("freshet.content")
 
 
-def open_item_vectors(settings: Settings) -> ContentVectors:
+def open_item_vectors(settings: Settings, cpu_share: float | None = None) -> ContentVectors:
     """The empty table that `[content]` asks for; encoders and their cache live in the state folder.
+    `cpu_share` goes before the setting.
 
     Raises:
         FreshetError: an encoder that the settings name can't be had or loaded; says what to do.
     """
     try:
-        return open_content(settings.content, default_state_dir() / "content")
+        return open_content(settings.content, default_state_dir() / "content", cpu_share)
     except ContentError as error:
         raise FreshetError(f"[content] {error}") from error
 
@@ -57,7 +58,7 @@ def dataset_vectors(settings: Settings, dataset: Dataset) -> ContentVectors:
     Raises:
         FreshetError: an encoder can't be had or loaded.
     """
-    vectors = open_item_vectors(settings)
+    vectors = open_item_vectors(settings, cpu_share=1.0)
     for item_id, fields in items_of(dataset).items():
         vectors.put(item_id, fields)
     _encoded(vectors, lambda: False)
@@ -69,7 +70,7 @@ class CatalogueVectors:
 
     def __init__(self, settings: Settings) -> None:
         """Raises FreshetError when an encoder can't be had or loaded."""
-        self.vectors = open_item_vectors(settings)
+        self.vectors = open_item_vectors(settings, cpu_share=1.0)
         self._settings = settings
         self._reader: PartitionReader | None = None
         if self.vectors.spec:

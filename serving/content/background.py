@@ -74,7 +74,7 @@ class BackgroundEncoder:
     def __init__(self, modalities: Sequence[Modality], cpu_share: float) -> None:
         """`cpu_share`: the share of time at most that the thread is at work, in (0, 1]."""
         self._modalities = tuple(modalities)
-        self.cpu_share = cpu_share
+        self._cpu_share = cpu_share
         self.failed: Counter[str] = Counter()
         """Items whose content could not be encoded, by modality."""
         self.done: deque[Encoded] = deque()
@@ -136,7 +136,7 @@ class BackgroundEncoder:
             started = time.thread_time()
             self._make(modality, [loaded[n] for n in part], [keys[n] for n in part])
             spent = time.thread_time() - started
-            if self._closed.wait(spent * (1.0 / self.cpu_share - 1.0)):
+            if self._closed.wait(spent * (1.0 / self._cpu_share - 1.0)):
                 return
 
     def _loaded(self, modality: Modality, job: Job) -> Content | None:

@@ -26,10 +26,11 @@ MAX_TEXT_CHARS = 20_000
 """Beyond what 512 tokens take; the tokenizer would read all of a longer text before cutting it."""
 
 
-def open_content(settings: ContentSettings, folder: Path) -> ContentVectors:
+def open_content(settings: ContentSettings, folder: Path, cpu_share: float | None = None) -> ContentVectors:
     """The table that the settings ask for, empty; with nothing asked for, one of width 0 that costs nothing.
 
-    `folder` keeps encoders and their vectors from start to start. Raises ContentError when an encoder that
+    `folder` keeps encoders and their vectors from start to start; `cpu_share` goes before that of the
+    settings, which is a worker's. Raises ContentError when an encoder that
     the settings name can't be had or loaded.
     """
     modalities = [_text(settings, folder)] if settings.text else []
@@ -45,7 +46,7 @@ def open_content(settings: ContentSettings, folder: Path) -> ContentVectors:
         modalities,
         settings.embeddings,
         max_items=settings.max_items,
-        cpu_share=settings.cpu_share,
+        cpu_share=settings.cpu_share if cpu_share is None else cpu_share,
     )
 
 
@@ -72,7 +73,8 @@ def text_of(fields: Mapping[str, Any], names: Sequence[str]) -> str | None:
     labels = fields.get("labels") or {}
     found = [fields[name] if name in fields else labels.get(name) for name in names]
     parts = [", ".join(map(str, one)) if isinstance(one, list | tuple) else str(one or "") for one in found]
-    return ". ".join(part.strip() for part in parts if part.strip())[:MAX_TEXT_CHARS] or None
+    parts = [part.strip().rstrip(".") for part in parts]
+    return ". ".join(part for part in parts if part)[:MAX_TEXT_CHARS] or None
 
 
 def _text(settings: ContentSettings, folder: Path) -> Modality:

@@ -49,8 +49,7 @@ class VectorCache:
         found: list[Float32 | None] = [None] * len(keys)
         with self._opened() as handle:
             if handle is not None:
-                self._refresh(handle)
-                found = [self._vector(handle, key) for key in keys]
+                found = self._looked_up(handle, keys)
         return found
 
     def find_or_make(self, keys: Sequence[bytes], make: Callable[[list[int]], Float32]) -> list[Float32]:
@@ -59,8 +58,7 @@ class VectorCache:
         with self._opened(for_writing=True) as handle:
             found: list[Float32 | None] = [None] * len(keys)
             if handle is not None:
-                self._refresh(handle)
-                found = [self._vector(handle, key) for key in keys]
+                found = self._looked_up(handle, keys)
             missing = [n for n, vector in enumerate(found) if vector is None]
             if missing:
                 made = np.ascontiguousarray(make(missing), dtype="<f4")
@@ -90,6 +88,14 @@ class VectorCache:
         finally:
             if handle is not None:
                 os.close(handle)  # and with it goes the lock
+
+    def _looked_up(self, handle: int, keys: Sequence[bytes]) -> list[Float32 | None]:
+        self._refresh(handle)
+        found = [self._vector(handle, key) for key in keys]
+        if self._read == 0:  # the index was of a file that is no more
+            self._refresh(handle)
+            found = [self._vector(handle, key) for key in keys]
+        return found
 
     def _refresh(self, handle: int) -> None:
         """Take in what has been appended since; a file that was cut is read from its beginning."""

@@ -134,14 +134,10 @@ class ContentVectors:
         return taken
 
     def wait(self, timeout_s: float = 3600.0) -> bool:
-        """Wait for all that is under way, at a core's full speed, and collect it; False when some of it is
-        not there after `timeout_s`."""
-        share, self._encoder.cpu_share = self._encoder.cpu_share, 1.0
-        try:
-            return self._encoder.wait(timeout_s)
-        finally:
-            self._encoder.cpu_share = share
-            self.collect()
+        """Wait for all that is under way, and collect it; False when some is not there after `timeout_s`."""
+        done = self._encoder.wait(timeout_s)
+        self.collect()
+        return done
 
     def close(self) -> None:
         """End the encoding thread."""

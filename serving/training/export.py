@@ -20,6 +20,7 @@ from serving.ranker.errors import RankerError
 from serving.ranker.inputs import CONTEXT, FEATURES, INPUTS, OUTPUT, RankerInputs
 from serving.ranker.session import RankerSession
 from serving.training.fused import ExportedRanker
+from serving.training.slim import slim
 
 __all__ = ["OPSET", "Export", "Golden", "export_onnx", "golden_inputs"]
 
@@ -75,6 +76,7 @@ def export_onnx(ranker: ExportedRanker, path: str | PathLike[str], *, seed: int 
     if program is None:
         raise RankerError("torch.onnx.export gave no program")
     program.save(path, external_data=False)
+    Path(path).write_bytes(slim(Path(path).read_bytes()))
     session = RankerSession(path, "cpu")
     one = golden.inputs.part(0, 1)
     one.candidates, one.features = one.candidates[:, :1], one.features[:, :1]

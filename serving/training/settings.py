@@ -11,6 +11,7 @@ Fraction = Annotated[float, msgspec.Meta(gt=0.0, lt=0.5)]
 Rate = Annotated[float, msgspec.Meta(ge=0.0, lt=1.0)]
 Device = Literal["auto", "cpu", "cuda"]
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
+Loss = Literal["auto", "full_softmax", "sampled_softmax", "gbce", "bce", "in_batch"]
 
 
 class GateSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -32,6 +33,21 @@ class GateSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     max_scored_pairs: Positive = 400_000_000
 
 
+class HeadSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One of several heads over a network (`serving.training.networks.heads`).
+
+    `event_types`: what it learns from; none named is all. `kind`: "next" predicts the item, "value" the value
+    (rating, dwell seconds) that events of these types carry. `loss_weight` counts in training, `score_weight`
+    in the score that is served.
+    """
+
+    name: str
+    event_types: tuple[str, ...] = ()
+    kind: Literal["next", "value"] = "next"
+    loss_weight: Annotated[float, msgspec.Meta(ge=0.0)] = 1.0
+    score_weight: float = 1.0
+
+
 class TrainerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How a network is trained. Defaults are those that measured best for the time on MovieLens-100K
     (decision 0003).
@@ -42,12 +58,21 @@ class TrainerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     `validation_fraction`: the newest part of what is left, for early stopping.
     `window_stride`: positions that one window learns; below `history_length`, windows overlap and see more
     before each.
+    `average_decay`: what is judged and kept is the running mean of the weights, that keeps so much of itself
+    at each step; 0 keeps the last. `warm_up_steps`: the learning rate rises over so many.
     `hidden_share`: items that a batch treats as never seen, so that their content has to do.
     `device`: "auto" is a GPU where PyTorch sees one. `precision`: on a GPU, "auto" is bf16 where it has it,
     else fp16; a CPU computes in fp32.
     `max_interactions`: the newest so many are kept and trained on, which bounds the trainer's memory.
-    `full_softmax_limit`: above this vocabulary, sampled softmax with `negatives` draws a batch replaces the
-    full one.
+    `loss`: "auto" is the network's own. `full_softmax_limit`: above this vocabulary, sampled softmax with
+    `negatives` draws a batch replaces the full one. `negatives_per_target`: draws of "bce" and "gbce";
+    `gbce_calibration`: 0 is plain cross-entropy, 1 undoes its overconfidence (Petrov and Macdonald 2023).
+    `score_heads`: what is predicted, and how it is weighed; none is one head for all event types.
+    `adversarial`: "apr" trains on item vectors perturbed by `adversarial_epsilon`, "irgan" on negatives that a
+    small network proposes, either with `adversarial_weight` beside the loss.
+    `ensemble`: networks whose mean opinion is taught to `network`; none is training on the log alone.
+    `distillation_weight`: how much their opinion counts against the log, softened by
+    `distillation_temperature`.
     """
 
     network: str = "transformer"
@@ -58,6 +83,8 @@ class TrainerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     dropout: Rate = 0.2
     learning_rate: Annotated[float, msgspec.Meta(gt=0)] = 2e-3
     weight_decay: Annotated[float, msgspec.Meta(ge=0)] = 0.01
+    average_decay: Rate = 0.995
+    warm_up_steps: Annotated[int, msgspec.Meta(ge=0)] = 0
     batch_windows: Positive = 32
     window_stride: Positive = 50
     max_epochs: Positive = 60
@@ -75,6 +102,16 @@ class TrainerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     slice_fraction: Fraction = 0.05
     slice_max_events: Positive = 2000
     validation_fraction: Fraction = 0.05
+    loss: Loss = "auto"
     full_softmax_limit: Positive = 20_000
     negatives: Positive = 1024
+    negatives_per_target: Positive = 32
+    gbce_calibration: Annotated[float, msgspec.Meta(ge=0.0, le=1.0)] = 0.75
+    score_heads: tuple[HeadSettings, ...] = ()
+    adversarial: Literal["none", "apr", "irgan"] = "none"
+    adversarial_weight: Annotated[float, msgspec.Meta(ge=0.0)] = 1.0
+    adversarial_epsilon: Annotated[float, msgspec.Meta(gt=0.0)] = 0.5
+    ensemble: tuple[str, ...] = ()
+    distillation_weight: Annotated[float, msgspec.Meta(ge=0.0, le=1.0)] = 0.5
+    distillation_temperature: Annotated[float, msgspec.Meta(gt=0.0)] = 2.0
     gate: GateSettings = GateSettings()

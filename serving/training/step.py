@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from serving.training.averaging import WeightAverage, rate_factor
 from serving.training.dataset import NotEnoughDataError
 from serving.training.device import Place
 from serving.training.losses import LossFunction
@@ -42,25 +43,32 @@ class _HasState(Protocol):
 class _Objective(nn.Module):
     """A batch's mean loss as a module, so that DistributedDataParallel can stand around it."""
 
-    def __init__(self, network: SequenceNetwork, loss_of: LossFunction, contents: Tensor) -> None:
+    def __init__(
+        self, network: SequenceNetwork, loss_of: LossFunction, contents: Tensor, is_shared: bool
+    ) -> None:
         super().__init__()
         self.network = network
         self.loss_of = loss_of
-        self.register_buffer("contents", contents, persistent=False)
+        self._contents = [contents]  # no buffer: it need not be told to the other processes
+        self._is_shared = is_shared
 
     def forward(self, inputs: Tokens, targets: Tensor) -> Tensor:
         """Of tokens [B, T] and targets int64[B, T], 0 where nothing is learned; 0 where there are none."""
-        contents: Tensor = self.get_buffer("contents")
+        [contents] = self._contents
         window, column = torch.where(targets > 0)
+        loss = self._of_nothing() if self._is_shared else torch.zeros((), device=targets.device)
         if not len(window):
-            return sum(
-                (p.sum() * 0.0 for p in self.network.parameters()), torch.zeros((), device=targets.device)
-            )
+            return loss
         states = self.network.states(inputs, contents)[window, column]
         later = torch.arange(inputs.items.shape[1], device=targets.device) > column.unsqueeze(1)
         seen = inputs.items[window].masked_fill(later, 0)
         seen = seen.masked_fill(seen > self.network.vocabulary_size, 0)
-        return self.loss_of(self.network, states, targets[window, column], seen, contents)
+        found = self.loss_of(self.network, states, targets[window, column], seen, contents)
+        return loss + found if self._is_shared else found
+
+    def _of_nothing(self) -> Tensor:
+        """0 that depends on every parameter: the processes wait for each other's gradient of each."""
+        return torch.stack([parameter.sum() for parameter in self.network.parameters()]).sum() * 0.0
 
 
 class Stepper:
@@ -76,16 +84,15 @@ class Stepper:
     ) -> None:
         self._network, self._settings, self._place = network, settings, place
         self._loss_of = loss_of
-        self._objective: nn.Module = _Objective(network, loss_of, contents)
+        self._objective: nn.Module = _Objective(network, loss_of, contents, place.world.size > 1)
         if place.world.size > 1:
             ids = [place.device.index] if place.device.type == "cuda" else None
-            self._objective = DistributedDataParallel(
-                self._objective, device_ids=ids, broadcast_buffers=False, find_unused_parameters=True
-            )
+            self._objective = DistributedDataParallel(self._objective, device_ids=ids)
         self._optimizer = torch.optim.AdamW(
             network.parameters(), settings.learning_rate, weight_decay=settings.weight_decay
         )
         self._scaler = place.scaler()
+        self._average = WeightAverage(network, settings.average_decay)
 
     def epoch(self, batches: Iterable[Batch], seed: int, spent: Callable[[], bool]) -> float:
         """Train on the batches until `spent`; gives the mean loss a batch, over all processes.
@@ -119,13 +126,18 @@ class Stepper:
     @contextlib.contextmanager
     def averaged(self) -> Iterator[None]:
         """The network holds, for the duration, the weights that are judged and kept."""
-        yield
+        with self._average.applied():
+            yield
 
     def parts(self) -> dict[str, Mapping[str, Tensor]]:
         """What a checkpoint must hold beside the network's weights."""
         state = self._optimizer.state_dict()["state"]
         moments = {f"{row}.{name}": value for row, values in state.items() for name, value in values.items()}
-        found: dict[str, Mapping[str, Tensor]] = {"optimizer": moments}
+        found: dict[str, Mapping[str, Tensor]] = {
+            "optimizer": moments,
+            "average": self._average.state(),
+            "steps": {"done": torch.tensor(self._average.steps)},
+        }
         if self._scaler.is_enabled():
             numbers = self._scaler.state_dict()
             found["scaler"] = {name: torch.tensor(float(value)) for name, value in numbers.items()}
@@ -139,6 +151,7 @@ class Stepper:
         for key, value in parts["optimizer"].items():
             row, _, name = key.partition(".")
             state.setdefault(int(row), {})[name] = value
+        self._average.restore(parts["average"], int(parts["steps"]["done"]))
         groups = self._optimizer.state_dict()["param_groups"]
         self._optimizer.load_state_dict({"state": state, "param_groups": groups})
         if self._scaler.is_enabled() and "scaler" in parts:
@@ -161,12 +174,16 @@ class Stepper:
         targets = torch.from_numpy(own.targets).to(device)
         with self._place.autocast():
             loss = self._objective(tokens(own, device), targets)
+        for group in self._optimizer.param_groups:
+            factor = rate_factor(self._average.steps, self._settings.warm_up_steps)
+            group["lr"] = self._settings.learning_rate * factor
         self._optimizer.zero_grad(set_to_none=True)
         self._scaler.scale(loss * (share * world.size) if world.size > 1 else loss).backward()
         self._scaler.unscale_(self._optimizer)
         nn.utils.clip_grad_norm_(self._network.parameters(), _MAX_GRADIENT_NORM)
         self._scaler.step(self._optimizer)
         self._scaler.update()
+        self._average.update()
         part: Tensor = loss.detach() * share
         return part
 

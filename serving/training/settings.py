@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 import msgspec
 
+Compression = Literal["int8_rows", "int8_dynamic", "int8_static", "float16", "pruned", "distilled"]
 Positive = Annotated[int, msgspec.Meta(ge=1)]
 Fraction = Annotated[float, msgspec.Meta(gt=0.0, lt=0.5)]
 Rate = Annotated[float, msgspec.Meta(ge=0.0, lt=1.0)]
@@ -46,6 +47,26 @@ class HeadSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     kind: Literal["next", "value"] = "next"
     loss_weight: Annotated[float, msgspec.Meta(ge=0.0)] = 1.0
     score_weight: float = 1.0
+
+
+class CompressionSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What is published instead of the float32 graph, where it loses little.
+
+    `candidates`: tried in this order; none is float32. "distilled" and "pruned" train again.
+    `max_ndcg_loss`: share of NDCG@10 that may be lost; the upper end of the 95 % interval must be below it.
+    `size_weight`: how much a smaller file counts, a faster call counts the rest: what is chosen has the
+    smallest size_ratio^w * latency_ratio^(1 - w), and below `least_gain`, else float32 stays.
+    `calibration_users`: training histories whose ranges `int8_static` takes over.
+    `sparsity`: share of the weights that `pruned` sets to zero, over `pruning_epochs` of training.
+    """
+
+    candidates: tuple[Compression, ...] = ("int8_rows", "int8_static")
+    max_ndcg_loss: Annotated[float, msgspec.Meta(ge=0.0, lt=1.0)] = 0.01
+    size_weight: Annotated[float, msgspec.Meta(ge=0.0, le=1.0)] = 0.25
+    least_gain: Annotated[float, msgspec.Meta(gt=0.0, le=1.0)] = 0.9
+    calibration_users: Positive = 128
+    sparsity: Annotated[float, msgspec.Meta(gt=0.0, lt=1.0)] = 0.8
+    pruning_epochs: Positive = 4
 
 
 class TrainerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -115,3 +136,4 @@ class TrainerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     distillation_weight: Annotated[float, msgspec.Meta(ge=0.0, le=1.0)] = 0.5
     distillation_temperature: Annotated[float, msgspec.Meta(gt=0.0)] = 2.0
     gate: GateSettings = GateSettings()
+    compression: CompressionSettings = CompressionSettings()

@@ -47,7 +47,13 @@ class Follower:
         self._on_swap = on_swap
         self._shadow_share = shadow_share
         self._nearest = NearestItems(replica.items)
-        self.pipeline = Pipeline(replica.items, replica.catalogue, settings, self._nearest)
+        self.pipeline = Pipeline(
+            replica.items,
+            replica.catalogue,
+            settings,
+            self._nearest,
+            replica.content.of if replica.content.spec else None,
+        )
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="follow")
         self._begun: Future[SwapEvent | None] | None = None
         self._indexed = -math.inf
@@ -73,6 +79,9 @@ class Follower:
         if len(given) or len(freed):
             self.pipeline.rows_changed(np.concatenate((given, freed)))
             codes.follow(given, freed)
+        if described := self._replica.content.take_changes():
+            rows = self._replica.items.items.rows(described)
+            self.pipeline.rows_changed(rows[rows >= 0])
         self._index(given, freed)
 
     def _index(self, given: Int32, freed: Int32) -> None:

@@ -188,7 +188,7 @@ class Replica:
                 expires_ms=found.expires_ms,
             )
             self.catalogue.put(item.item_id, entry, now_ms)
-            if self.content.spec:
+            if self.content.spec:  # making a mapping of every item would be for nothing
                 self.content.put(item.item_id, item_fields(item))
         else:
             self.content.forget(found.key)

@@ -67,8 +67,7 @@ class ContentVectors:
         self._encoder = BackgroundEncoder(self._modalities, cpu_share)
         self.refused: Counter[str] = Counter()
         """Given embeddings that were left out, by name."""
-        self.version = 0
-        """Counts changes of the table."""
+        self._changed: set[str] = set()
 
     def __len__(self) -> int:
         """Items with a row."""
@@ -94,23 +93,34 @@ class ContentVectors:
         get = self._row_of.get
         return np.array([get(item_id, BLANK) for item_id in item_ids], dtype=np.int64)
 
+    def of(self, item_ids: Sequence[str]) -> Float32:
+        """float32[n, E]: vectors of items, zeros for an item without a row."""
+        rows = self.rows_of(item_ids)
+        found: Float32 = self._table[rows]
+        return found
+
+    def take_changes(self) -> set[str]:
+        """Items whose vectors changed since the last call."""
+        changed, self._changed = self._changed, set()
+        return changed
+
     def put(self, item_id: str, fields: Mapping[str, Any]) -> None:
         """Take in a catalogue entry in place of the item's former one. A content that can't be used is told,
         counted and masked."""
         if not self.spec:
             return
-        row = self._row_for(item_id)
+        self._give_row(item_id)
         for number, modality in enumerate(self._modalities):
             source, before = modality.source_of(fields), self._sources.get((item_id, number))
             if source != before:
-                self._write(row, number, None)
+                self._write(item_id, number, None)
                 self._sources.pop((item_id, number), None)
             if source is not None and (source != before or modality.source_may_change):
                 self._sources[item_id, number] = source
                 self._encoder.submit(Job(item_id, number, source))
         given = fields.get("embeddings") or {}
         for number, (name, dim) in enumerate(self._embeddings.items(), start=len(self._modalities)):
-            self._write(row, number, self._given(item_id, name, dim, given.get(name)))
+            self._write(item_id, number, self._given(item_id, name, dim, given.get(name)))
 
     def forget(self, item_id: str) -> None:
         """Free an item's row; what of it is under way is dropped when it comes."""
@@ -118,7 +128,7 @@ class ContentVectors:
         if row != BLANK:
             self._table[row] = 0.0
             self._free.append(row)
-            self.version += 1
+            self._changed.add(item_id)
         for number in range(len(self._modalities)):
             self._sources.pop((item_id, number), None)
 
@@ -127,9 +137,8 @@ class ContentVectors:
         done, taken = self._encoder.done, 0
         while done:
             (item_id, number, source), vector = done.popleft()
-            row = self._row_of.get(item_id, BLANK)
-            if row != BLANK and self._sources.get((item_id, number)) == source:
-                self._write(row, number, vector)
+            if self._sources.get((item_id, number)) == source:
+                self._write(item_id, number, vector)
                 taken += 1
         return taken
 
@@ -143,7 +152,7 @@ class ContentVectors:
         """End the encoding thread."""
         self._encoder.close()
 
-    def _row_for(self, item_id: str) -> int:
+    def _give_row(self, item_id: str) -> None:
         row = self._row_of.pop(item_id, BLANK)
         if row == BLANK:
             if len(self._row_of) >= self._max_items:
@@ -153,7 +162,6 @@ class ContentVectors:
                 self._used += 1
                 self._grow()
         self._row_of[item_id] = row  # the newest entry stands last
-        return row
 
     def _grow(self) -> None:
         if self._used > len(self._table):
@@ -161,11 +169,14 @@ class ContentVectors:
             wider[: len(self._table)] = self._table
             self._table = wider
 
-    def _write(self, row: int, number: int, vector: npt.NDArray[Any] | None) -> None:
-        start, stop = self._starts[number : number + 2]
+    def _write(self, item_id: str, number: int, vector: npt.NDArray[Any] | None) -> None:
+        """An item's block of one modality, and its mask: zeros for None."""
+        row, (start, stop) = self._row_of[item_id], self._starts[number : number + 2]
+        if vector is None and not self._table[row, self._starts[-1] + number]:
+            return
         self._table[row, start:stop] = 0.0 if vector is None else vector
         self._table[row, self._starts[-1] + number] = float(vector is not None)
-        self.version += 1
+        self._changed.add(item_id)
 
     def _given(self, item_id: str, name: str, dim: int, values: Any) -> npt.NDArray[Any] | None:
         if values is None:

@@ -109,12 +109,17 @@ def test_an_item_is_masked_until_its_vector_is_there_and_nothing_waits_for_it(op
     assert vectors.pending == 2
     assert not vectors.table.any()
     assert not vectors.wait(0.01)
-    before = vectors.version
+    vectors.put("c", {})
+    assert vectors.take_changes() == set()
     slow.go.set()
     assert vectors.wait(30)
     assert vectors.pending == 0
-    assert vectors.version == before + 2
-    np.testing.assert_allclose(vectors.table[1:], [[*angle_of("3"), 1], [*angle_of("4"), 1]], atol=1e-6)
+    assert vectors.take_changes() == {"a", "b"}
+    vectors.forget("a")
+    vectors.forget("never seen")
+    assert vectors.take_changes() == {"a"}
+    np.testing.assert_array_equal(vectors.of(["b", "a", "x"]), [vectors.table[2], [0] * 3, [0] * 3])
+    np.testing.assert_allclose(vectors.table[1:], [[0] * 3, [*angle_of("4"), 1], [0] * 3], atol=1e-6)
 
 
 def test_what_comes_too_late_is_dropped(opened: Open) -> None:

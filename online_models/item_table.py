@@ -126,9 +126,15 @@ class ItemTable:
     def find(self, batch: LearningBatch) -> tuple[LearningBatch, BatchRows]:
         """The events of a batch whose items have rows, and the rows of their columns. Changes nothing: what
         withdraws an interaction gives no item a row, and does not count as a use."""
-        index = np.append(self.rows(batch.item_ids), np.int32(UNKNOWN))
+        index = self.rows(batch.item_ids)
         kept = batch.take(np.flatnonzero(index[batch.item] >= 0))
-        given, epochs = self.given[: len(self.ids)], kept.epochs()[:, None]
+        return kept, self.look_up(kept, index)
+
+    def look_up(self, batch: LearningBatch, index: NDArray[np.int32] | None = None) -> BatchRows:
+        """The rows that a batch's columns name as things stand now, -1 where there is none. Changes nothing.
+        `index` is `rows(batch.item_ids)`, where the caller has it."""
+        index = np.append(self.rows(batch.item_ids) if index is None else index, np.int32(UNKNOWN))
+        given, epochs = self.given[: len(self.ids)], batch.epochs()[:, None]
 
         def rows_of(column: NDArray[np.int32]) -> NDArray[np.int32]:
             if not (column < UNKNOWN).any():
@@ -140,7 +146,7 @@ class ItemTable:
                 column >= 0, index[np.maximum(column, UNKNOWN)], np.where(past, row, UNKNOWN)
             ).astype(np.int32)
 
-        return kept, BatchRows(index[kept.item], rows_of(kept.recent), rows_of(kept.negatives))
+        return BatchRows(index[batch.item], rows_of(batch.recent), rows_of(batch.negatives))
 
     def free(self, item_id: str) -> int:
         """Take an item's row away, as if it had been idle longest; returns the row, -1 where it has none."""

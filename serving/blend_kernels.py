@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from serving.kernels import RANKER, Found, kernel
 
-__all__ = ["FAR_S", "blend", "describe"]
+__all__ = ["FAR_S", "add_opinion", "blend", "describe"]
 
 Floats = NDArray[np.float32]
 Longs = NDArray[np.int64]
@@ -155,6 +155,23 @@ def blend(
                     found.sources[user, column] |= np.uint8(RANKER)
         for column in range(n):
             out[user, column] = blended[column]
+
+
+@kernel
+def add_opinion(logits: Floats, length: NDArray[np.int32], weight: float, scores: Floats) -> None:
+    """scores += weight times a ranker's opinion, as `blend` adds it: scores float32[n, C] are the online
+    models' blend, logits float32[n, C] the ranker's, NaN where it knows nothing; `length` int32[n] candidates
+    count, and what is behind them is left as it is."""
+    room = logits.shape[1]
+    sums, parts, scraps = np.empty(room), np.empty(room), np.empty(room)
+    for user in range(logits.shape[0]):
+        n = length[user]
+        blended = sums[:n]
+        for column in range(n):
+            blended[column] = np.float64(scores[user, column])
+        _add_ranker(logits[user, :n], weight, blended, parts[:n], scraps[:n])
+        for column in range(n):
+            scores[user, column] = np.float32(blended[column])
 
 
 @kernel

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 import msgspec
 
-Compression = Literal["int8_rows", "int8_dynamic", "int8_static", "float16", "pruned", "distilled"]
+Compression = Literal["int8_rows", "int8_dynamic", "int8_static", "fp16", "pruned", "distilled"]
 Positive = Annotated[int, msgspec.Meta(ge=1)]
 Fraction = Annotated[float, msgspec.Meta(gt=0.0, lt=0.5)]
 Rate = Annotated[float, msgspec.Meta(ge=0.0, lt=1.0)]
@@ -18,8 +18,14 @@ Loss = Literal["auto", "full_softmax", "sampled_softmax", "gbce", "bce", "in_bat
 class GateSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What a challenger must show before it is published.
 
-    `min_ndcg_gain`: mean paired difference in NDCG@10 that must be exceeded, against popularity and the
-    champion.
+    `min_ndcg_gain`: mean paired difference in NDCG@10 that must be exceeded, against popularity, the champion
+    and, where it is known, the blend of the online models.
+    `ndcg_tolerance`: the lower end of that difference's 95 % interval must lie above minus this (decision
+    0018).
+    `max_loss_new_users` / `max_loss_new_items`: NDCG@10 that may be lost on users with at most 5 events and on
+    items with fewer than 5 in the training part, against the champion, or what else would be served; looked
+    at from `min_slice_events` events on.
+    `max_loss_coverage`: share of its distinct items over all lists of ten that may be lost.
     `parity_tolerance`: largest absolute difference between ONNX Runtime's scores and PyTorch's on golden
     inputs.
     `latency_budget_ms`: median of one call with 16 users and 200 candidates each.
@@ -28,6 +34,11 @@ class GateSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """
 
     min_ndcg_gain: float = 0.0
+    ndcg_tolerance: Annotated[float, msgspec.Meta(ge=0)] = 0.01
+    max_loss_new_users: Annotated[float, msgspec.Meta(ge=0)] = 0.02
+    max_loss_new_items: Annotated[float, msgspec.Meta(ge=0)] = 0.02
+    max_loss_coverage: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.3
+    min_slice_events: Positive = 50
     parity_tolerance: Annotated[float, msgspec.Meta(gt=0)] = 1e-4
     latency_budget_ms: Annotated[float, msgspec.Meta(gt=0)] = 100.0
     bootstrap_samples: Positive = 1000
@@ -81,6 +92,8 @@ class TrainerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     before each.
     `average_decay`: what is judged and kept is the running mean of the weights, that keeps so much of itself
     at each step; 0 keeps the last. `warm_up_steps`: the learning rate rises over so many.
+    `spectral_start`: item vectors start from co-visitation's eigenvectors instead of random ones.
+    `shuffle_ties`: events of one user and time stand in a fresh order in each epoch.
     `hidden_share`: items that a batch treats as never seen, so that their content has to do.
     `device`: "auto" is a GPU where PyTorch sees one. `precision`: on a GPU, "auto" is bf16 where it has it,
     else fp16; a CPU computes in fp32.
@@ -89,8 +102,8 @@ class TrainerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     `negatives` draws a batch replaces the full one. `negatives_per_target`: draws of "bce" and "gbce";
     `gbce_calibration`: 0 is plain cross-entropy, 1 undoes its overconfidence (Petrov and Macdonald 2023).
     `score_heads`: what is predicted, and how it is weighed; none is one head for all event types.
-    `adversarial`: "apr" trains on item vectors perturbed by `adversarial_epsilon`, "irgan" on negatives that a
-    small network proposes, either with `adversarial_weight` beside the loss.
+    `adversarial`: "apr" trains on item vectors perturbed by `adversarial_epsilon`, "irgan" on negatives that
+    a small network proposes, either with `adversarial_weight` beside the loss.
     `ensemble`: networks whose mean opinion is taught to `network`; none is training on the log alone.
     `distillation_weight`: how much their opinion counts against the log, softened by
     `distillation_temperature`.
@@ -106,6 +119,8 @@ class TrainerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     weight_decay: Annotated[float, msgspec.Meta(ge=0)] = 0.01
     average_decay: Rate = 0.995
     warm_up_steps: Annotated[int, msgspec.Meta(ge=0)] = 0
+    spectral_start: bool = True
+    shuffle_ties: bool = True
     batch_windows: Positive = 32
     window_stride: Positive = 50
     max_epochs: Positive = 60

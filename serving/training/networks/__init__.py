@@ -18,14 +18,14 @@ if TYPE_CHECKING:
 
 __all__ = ["build_network", "network_names"]
 
-_NOT_NETWORKS = {"base"}
+_NOT_NETWORKS = {"base", "heads", "pooling"}
 
 
 def network_names() -> list[str]:
     """Names of all networks, sorted.
 
     >>> network_names()
-    ['transformer']
+    ['cnn', 'gru', 'ncf', 'transformer', 'two_tower']
     """
     return sorted(
         module.name for module in pkgutil.iter_modules(__path__) if module.name not in _NOT_NETWORKS
@@ -33,9 +33,17 @@ def network_names() -> list[str]:
 
 
 def build_network(shape: Shape, settings: TrainerSettings) -> SequenceNetwork:
-    """Build `settings.network` with fresh weights; seed torch before. Raises ValueError for an unknown
-    name."""
+    """Build `settings.network` with fresh weights, and its heads; seed torch before. Raises ValueError for an
+    unknown name, or heads that the network can't have."""
     if settings.network not in network_names():
         raise ValueError(f"trainer.network={settings.network!r}: there is {', '.join(network_names())}")
     module = importlib.import_module(f"{__name__}.{settings.network}")
-    return cast("SequenceNetwork", module.build(shape, settings))
+    network = cast("SequenceNetwork", module.build(shape, settings))
+    if settings.score_heads:
+        if not network.inner_product:
+            raise ValueError(
+                f"trainer.network={settings.network!r} gives no inner products, which trainer.score_heads"
+                " need to be folded into one score: choose another network, or one head"
+            )
+        network.heads = importlib.import_module(f"{__name__}.heads").Heads(settings.dim, settings.score_heads)
+    return network

@@ -3,15 +3,32 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from serving.ranker.inputs import GAP_BUCKETS
+from serving.training.networks.heads import Heads
 from serving.training.settings import TrainerSettings
 
-__all__ = ["SequenceNetwork", "Shape", "Tokens", "tokens_of"]
+__all__ = ["Scorer", "SequenceNetwork", "Shape", "Tokens", "tokens_of"]
+
+
+class Scorer(Protocol):
+    """What a loss asks: a network, or one of its heads."""
+
+    def logits(self, states: Tensor, contents: Tensor) -> Tensor:
+        """float32[n, V + 2] of states float32[n, d]."""
+        ...
+
+    def scores(self, states: Tensor, places: Tensor, contents: Tensor) -> Tensor:
+        """float32[n, k] of places int64[n, k], each state's own."""
+        ...
+
+    def shared(self, states: Tensor, places: Tensor, contents: Tensor) -> Tensor:
+        """float32[n, k] of places int64[k], the same for all states."""
+        ...
 
 
 class Shape(NamedTuple):
@@ -35,12 +52,16 @@ class Tokens(NamedTuple):
 class SequenceNetwork(nn.Module, ABC):
     """An encoder of item sequences; by default with a tied dot-product head: score(h, i) = <u_h, e_i> + b_i.
 
-    e_i = E_i + W c_i for an item of the vocabulary with content vector c_i, and E_{V+1} + W c_i for any other:
-    row V + 1 stands for items never seen, and is learned by hiding ids in training.
+    e_i = E_i + W c_i for an item of the vocabulary with content vector c_i, and E_{V+1} + W c_i for any
+    other: row V + 1 stands for items never seen, and is learned by hiding ids in training.
 
     Rendle et al., "Neural Collaborative Filtering vs. Matrix Factorization Revisited", RecSys 2020, for the
-    dot product.
+    dot product. `default_loss` is what `trainer.loss = "auto"` trains this network on; `inner_product` says
+    whether a score is one, which several heads need.
     """
+
+    default_loss: ClassVar[str] = "full_softmax"
+    inner_product: ClassVar[bool] = True
 
     def __init__(self, shape: Shape, settings: TrainerSettings) -> None:
         super().__init__()
@@ -53,7 +74,10 @@ class SequenceNetwork(nn.Module, ABC):
         self.content = nn.Linear(shape.content, settings.dim, bias=False)
         self.type_embedding = nn.Embedding(shape.event_types + 1, settings.dim)
         self.gap_embedding = nn.Embedding(GAP_BUCKETS, settings.dim)
+        self.heads: Heads | None = None
         self.hidden: Tensor | None = None
+        self.shift: Tensor | None = None
+        """float32[V + 2, d] added to the items' vectors in adversarial training."""
         nn.init.normal_(self.item_embedding.weight, std=settings.dim**-0.5)
         for added in (self.content, self.type_embedding, self.gap_embedding):
             nn.init.zeros_(added.weight)
@@ -86,9 +110,7 @@ class SequenceNetwork(nn.Module, ABC):
 
     def vectors(self, places: Tensor, contents: Tensor) -> Tensor:
         """float32[..., d] of places int64[...]; contents float32[N, E] has a row for each place."""
-        vectors: Tensor = self.item_embedding(self._known(places)) + self.content(
-            nn.functional.embedding(places, contents)
-        )
+        vectors: Tensor = self._ids(places) + self.content(nn.functional.embedding(places, contents))
         return vectors
 
     def biases(self, places: Tensor) -> Tensor:
@@ -97,7 +119,7 @@ class SequenceNetwork(nn.Module, ABC):
 
     def table(self, contents: Tensor) -> tuple[Tensor, Tensor]:
         """Vectors float32[V + 2, d] and biases float32[V + 2] of all places up to V + 1."""
-        if self.hidden is not None:
+        if self.hidden is not None or self.shift is not None:
             places = torch.arange(self.vocabulary_size + 2, device=self.item_bias.device)
             return self.vectors(places, contents), self.biases(places)
         content = self.content(contents[: self.vocabulary_size + 2])
@@ -109,13 +131,37 @@ class SequenceNetwork(nn.Module, ABC):
             return places
         return torch.where(self.hidden[places], self.vocabulary_size + 1, places)
 
+    def _ids(self, places: Tensor) -> Tensor:
+        known = self._known(places)
+        rows: Tensor = self.item_embedding(known)
+        return rows if self.shift is None else rows + nn.functional.embedding(known, self.shift)
+
+    def fold(self, states: Tensor) -> Tensor:
+        """float32[n, d]: the states that are scored, all heads in one."""
+        return states if self.heads is None else self.heads.fold(states)
+
+    def fold_biases(self, biases: Tensor) -> Tensor:
+        """Biases that go with folded states."""
+        return biases if self.heads is None else self.heads.fold_biases(biases)
+
     def logits(self, states: Tensor, contents: Tensor) -> Tensor:
         """float32[n, V + 2] of states float32[n, d]; columns 0 and V + 1 belong to no item."""
-        return nn.functional.linear(states, *self.table(contents))
+        vectors, biases = self.table(contents)
+        return self.shared_scores(self.fold(states), vectors, self.fold_biases(biases))
+
+    def shared_scores(self, states: Tensor, vectors: Tensor, biases: Tensor) -> Tensor:
+        """float32[n, k] of folded states float32[n, d], item vectors float32[k, d] and biases float32[k]."""
+        return nn.functional.linear(states, vectors, biases)
 
     def pair_scores(self, states: Tensor, vectors: Tensor, biases: Tensor) -> Tensor:
-        """float32[n, k] of states float32[n, d], item vectors float32[n, k, d] and biases float32[n, k]."""
+        """float32[n, k] of folded states float32[n, d], item vectors float32[n, k, d] and biases
+        float32[n, k]."""
         return torch.matmul(vectors, states.unsqueeze(-1)).squeeze(-1) + biases
+
+    def shared(self, states: Tensor, places: Tensor, contents: Tensor) -> Tensor:
+        """float32[n, k] of states float32[n, d] and places int64[k]."""
+        biases = self.fold_biases(self.biases(places))
+        return self.shared_scores(self.fold(states), self.vectors(places, contents), biases)
 
     def scores(self, states: Tensor, places: Tensor, contents: Tensor) -> Tensor:
         """float32[n, k] of states float32[n, d] and places int64[n, k].
@@ -123,23 +169,32 @@ class SequenceNetwork(nn.Module, ABC):
         A dot-product head takes <h, E_i + W c_i> as <h, E_i> + <W' h, c_i>: W meets each user once, not each
         candidate.
         """
+        states, biases = self.fold(states), self.fold_biases(self.biases(places))
         network, base = type(self), SequenceNetwork
         if network.vectors is not base.vectors or network.pair_scores is not base.pair_scores:
-            return self.pair_scores(states, self.vectors(places, contents), self.biases(places))
-        ids = torch.matmul(self.item_embedding(self._known(places)), states.unsqueeze(-1))
+            return self.pair_scores(states, self.vectors(places, contents), biases)
+        ids = torch.matmul(self._ids(places), states.unsqueeze(-1))
         by_content = torch.matmul(states, self.content.weight).unsqueeze(-1)
         given = torch.matmul(nn.functional.embedding(places, contents), by_content)
-        return (ids + given).squeeze(-1) + self.biases(places)
+        return (ids + given).squeeze(-1) + biases
 
     def retrieval_vectors(self, contents: Tensor) -> Tensor:
-        """float32[V, d + 1]: item vectors whose inner products with [state; 1] are the scores."""
+        """float32[V, d + 1]: item vectors whose inner products with [fold(state); 1] are the scores.
+
+        Raises ValueError where a score is no inner product.
+        """
+        if not self.inner_product:
+            raise ValueError(
+                f"{type(self).__name__}: scores are no inner products, so no index can find them"
+            )
         vectors, biases = self.table(contents)
-        whole = torch.cat([vectors, biases.unsqueeze(1)], dim=1)
+        whole = torch.cat([vectors, self.fold_biases(biases).unsqueeze(1)], dim=1)
         return whole[1 : self.vocabulary_size + 1]
 
 
 def tokens_of(history: Tensor, types: Tensor, gaps_s: Tensor) -> tuple[Tokens, Tensor]:
-    """Histories [B, L] with 0 on the left as tokens [B, L + 1]: begin mark, items oldest first, 0 on the right.
+    """Histories [B, L] with 0 on the left as tokens [B, L + 1]: begin mark, items oldest first, 0 on the
+    right.
 
     The second result, int64[B], is the column of the newest item, or 0, the begin mark, for an empty history.
     With the padding on the right a causal network can't see it, so no mask is needed and leading columns of

@@ -105,9 +105,7 @@ class Transformer(SequenceNetwork):
         return normed.squeeze(1)
 
     def _embed(self, tokens: Tokens, contents: Tensor) -> Tensor:
-        embedded: Tensor = self.dropout(
-            self.embed(tokens, contents) + self.position[: tokens.items.shape[1]]
-        )
+        embedded: Tensor = self.dropout(self.embed(tokens, contents) + self.position[: tokens.items.shape[1]])
         return embedded
 
 

@@ -24,7 +24,17 @@ from serving.query import Query, QueryBatch, RankedBatch, RankedList
 from serving.ranker.layout import warm_up
 from serving.ranker.ranker import Ranker
 from serving.retrieval import FactorCandidates, Retriever
-from serving.scoring import Contents, Opinion, RankerView, Scores, Standing, blended, ranker_opinion, score
+from serving.scoring import (
+    Contents,
+    Opinion,
+    RankerView,
+    Scores,
+    Standing,
+    asked_of,
+    blended,
+    ranker_opinion,
+    score,
+)
 from serving.settings import ServingSettings
 from serving.shadowing import ShadowScorer, best_columns
 
@@ -219,7 +229,11 @@ class Pipeline:
     def _warm_up(self) -> None:
         """Compile the kernels, or load them from numba's cache, before the first user has to wait for it."""
         nobody = np.zeros(self.items.factors.dimension, dtype=np.float32)
-        self.recommend([Query((), (), nobody, 1)])
+        query = Query((), (), nobody, 1)
+        self.recommend([query])
+        batch = QueryBatch.of([query], self.items.items, self.history_length)
+        wanted, found = self._retriever.retrieve(batch, Filter(self.items.items, self.catalogue, 0))
+        asked_of(batch, wanted, found, self.items, with_features=True)
         warm_up()
 
 

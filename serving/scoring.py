@@ -202,7 +202,7 @@ def asked_of(
     """What a ranker is asked of the candidates in `found`; features are zeros where it reads none."""
     width = int(found.length.max())
     rows = np.ascontiguousarray(found.rows[:, :width])  # another layout would be another kernel to compile
-    kinds, times_ms = batch.recent_kinds, batch.recent_times_ms
+    kinds, times_ms = map(np.ascontiguousarray, (batch.recent_kinds, batch.recent_times_ms))
     for position, query in (batch.requests or {}).items():
         if query.recent:  # stands in place of the user's own
             kinds, times_ms = kinds.copy(), times_ms.copy()

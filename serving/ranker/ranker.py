@@ -148,11 +148,10 @@ class Ranker:
         step = max(1, MAX_CELLS // width)
         parts = [self.session.score(inputs.part(start, start + step)) for start in range(0, n, step)]
         scores = parts[0] if len(parts) == 1 else np.concatenate(parts)
-        if bad := hide(scores, inputs.candidates, -1 if self.fused else self.unseen):
-            raise RankerError(
-                f"{self.version}: {bad} of {np.count_nonzero(inputs.candidates)} scores are not finite",
-                "not_finite",
-            )
+        hidden = -1 if self.fused else self.unseen
+        if bad := hide(scores, inputs.candidates, hidden):
+            judged = np.count_nonzero((inputs.candidates > PADDING) & (inputs.candidates != hidden))
+            raise RankerError(f"{self.version}: {bad} of {judged} scores are not finite", "not_finite")
         return scores
 
     def inputs_of(

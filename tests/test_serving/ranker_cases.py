@@ -91,9 +91,9 @@ def markov_ranker(model: bytes | None = None) -> Ranker:
 def edited(model: bytes, change: Callable[[npt.NDArray[np.float32]], npt.NDArray[np.float32]]) -> bytes:
     """The same graph with other item vectors and biases."""
     proto = onnx.load_model_from_string(model)
-    names = [t.name for t in proto.graph.initializer]
-    tables = [t for t in proto.graph.initializer if "item_embedding" in t.name or "item_bias" in t.name]
-    assert len(tables) == 2, f"the export holds no item vectors and biases by those names: {names}"
+    held = {t.name: list(t.dims) for t in proto.graph.initializer}
+    tables = [t for t in proto.graph.initializer if list(t.dims)[:1] == [ITEMS + 2]]
+    assert len(tables) == 2, f"the export holds no item vectors and biases by those shapes: {held}"
     for table in tables:
         changed = change(onnx.numpy_helper.to_array(table).copy())
         table.CopyFrom(onnx.numpy_helper.from_array(changed, table.name))

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from online_models.settings import CoVisitationSettings, FactorSettings, ModelSettings
-from serving import kernels, list_kernels
+from serving import blend_kernels, kernels, list_kernels
 from serving.blend_kernels import blend
 from serving.catalogue import Catalogue, CatalogueEntry
 from serving.explain_kernels import explain
@@ -160,11 +160,13 @@ def test_hidden_items_crowd_nothing_out() -> None:
 def test_no_kernel_is_compiled_once_lists_are_made() -> None:
     """A compilation takes seconds, and would come in the middle of a micro-batch."""
     compiled = [kernels.gather, kernels.best, kernels.pick, blend, explain, layout.lay_out]
-    compiled += [layout.hide_unknown, list_kernels.missing_rows, list_kernels.write_lists]
+    compiled += [layout.hide, blend_kernels.describe, list_kernels.missing_rows, list_kernels.write_lists]
     pipeline = TestRanker.pipeline(0.3)
     encoder = ListEncoder(pipeline.items.items, pipeline.catalogue)
     before = [len(kernel.signatures) for kernel in compiled]  # type: ignore[attr-defined]
-    for ranker in (None, markov_ranker()):
+    fused = markov_ranker()
+    fused.fused = True
+    for ranker in (None, markov_ranker(), fused):
         pipeline.use(ranker)
         for n in (1, 3):
             plain = Query(["item-3"], {"item-3"}, NOBODY, 5)

@@ -21,9 +21,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from serving.training.dataset import Float32, Int64, Sequences
+from serving.training.dataset import Bool, Float32, Int64, Sequences
+from serving.training.networks.base import SequenceNetwork
 
-__all__ = ["covisitation_graph", "spectral_vectors"]
+__all__ = ["covisitation_graph", "spectral_vectors", "start_items"]
 
 _WINDOW = 10
 _GAP_DECAY = 0.95
@@ -33,8 +34,31 @@ _LENGTH = 0.7
 """Of each vector; a random start of N(0, 1 / d) has 1."""
 _SPARE = 16
 _ITERATIONS = 8
+_RIDGE = 1.0
+"""Of the map onto trained vectors, in vectors of length `_LENGTH`."""
 _MAX_ROWS = 4_000_000
 """Newest rows that are counted, so that the pairs of one distance stay within 100 MB."""
+
+
+@torch.no_grad()
+def start_items(network: SequenceNetwork, sequences: Sequences, seed: int, is_trained: Bool) -> None:
+    r"""Give the items that are not trained yet their first vectors; `is_trained` bool[V] is by place - 1.
+
+    Trained vectors E (of a champion that training continues from) lie in axes of their own. The new items'
+    spectral vectors S are turned into them by W = argmin |S W - E|^2 + r |W|^2 over the trained items. Items
+    without a neighbour keep what they have.
+    """
+    vectors = torch.from_numpy(spectral_vectors(sequences, network.vocabulary_size, network.dim, seed))
+    trained = torch.from_numpy(np.concatenate([[False], is_trained, [False]]))
+    has_vector = vectors.abs().sum(dim=1) > 0
+    table = network.item_embedding.weight
+    shared = trained & has_vector
+    if shared.any():
+        basis = vectors[shared]
+        ridge = _RIDGE * _LENGTH**2 * torch.eye(basis.shape[1])
+        vectors = vectors @ torch.linalg.solve(basis.T @ basis + ridge, basis.T @ table[shared])
+    chosen = has_vector & ~trained
+    table[chosen] = vectors[chosen]
 
 
 def covisitation_graph(sequences: Sequences, vocabulary: int) -> tuple[Int64, Float32]:

@@ -19,6 +19,7 @@ from serving.training.losses import make_loss
 from serving.training.networks import build_network
 from serving.training.networks.base import SequenceNetwork, Shape
 from serving.training.settings import TrainerSettings
+from serving.training.spectral import start_items
 from serving.training.step import Stepper, TrainingDivergedError, evaluate, tokens
 from serving.training.warm_start import WarmStart, Weights, copy_weights
 from serving.training.windows import hold_out_newest, training_batches
@@ -105,11 +106,15 @@ class _Run:
         self.place, self._settings = place, settings
         shape = Shape(len(split.vocabulary), split.event_types, split.contents.shape[1])
         network = build_network(shape, settings)
+        self._fit, self._held_out = hold_out_newest(split.train, settings)
         if warm_start is not None:
             copy_weights(network, split.vocabulary, warm_start, split.event_type_names, split.content)
+        if settings.spectral_start:
+            trained = set(warm_start.vocabulary) if warm_start is not None else set()
+            is_trained = np.array([item in trained for item in split.vocabulary], dtype=np.bool_)
+            start_items(network, self._fit, settings.seed, is_trained)
         self._network = network.to(place.device)
         self._contents = torch.from_numpy(split.contents).to(place.device)
-        self._fit, self._held_out = hold_out_newest(split.train, settings)
         loss_of = make_loss(split, settings)
         self._stepper = Stepper(network, loss_of, self._contents, settings, place)
         self._trained = TrainedNetwork(network, split.vocabulary, settings)

@@ -8,7 +8,10 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from serving.training.dataset import Sequences  # noqa: E402
-from serving.training.spectral import covisitation_graph, spectral_vectors  # noqa: E402
+from serving.training.networks import build_network  # noqa: E402
+from serving.training.networks.base import SequenceNetwork, Shape  # noqa: E402
+from serving.training.settings import TrainerSettings  # noqa: E402
+from serving.training.spectral import covisitation_graph, spectral_vectors, start_items  # noqa: E402
 
 
 def _sequences(*users: list[int]) -> Sequences:
@@ -75,3 +78,36 @@ def test_a_seed_gives_the_same_vectors_and_no_pairs_give_zeros() -> None:
     assert np.array_equal(one, other)
     assert one.any()
     assert not spectral_vectors(_sequences([1], [2]), 2, 3, seed=7).any()
+
+
+def _trainable(vocabulary: int, dim: int) -> SequenceNetwork:
+    settings = TrainerSettings(dim=dim, heads=1, blocks=1, history_length=4)
+    return build_network(Shape(vocabulary), settings)
+
+
+def test_items_start_from_the_spectral_vectors_and_items_without_any_keep_theirs() -> None:
+    sequences, network = _sequences([1, 2, 3, 4], [4, 2, 1]), _trainable(5, 3)
+    before = network.item_embedding.weight.detach().clone()
+    start_items(network, sequences, 7, np.zeros(5, dtype=np.bool_))
+    after = network.item_embedding.weight.detach()
+    assert np.array_equal(after[1:5].numpy(), spectral_vectors(sequences, 5, 3, seed=7)[1:5])
+    assert torch.equal(after[[0, 5, 6]], before[[0, 5, 6]])
+
+
+def test_new_items_are_turned_into_the_axes_of_the_trained_ones() -> None:
+    """The trained vectors are a rotation of the spectral ones: a new item lands where it puts it."""
+    rng = np.random.default_rng(2)
+    sequences = _sequences(*[(rng.permutation(60)[:30] + 1).tolist() for _ in range(80)])
+    network = _trainable(60, 4)
+    vectors = torch.from_numpy(spectral_vectors(sequences, 60, 4, seed=7))
+    rotation, _ = torch.linalg.qr(torch.randn(4, 4, generator=torch.Generator().manual_seed(1)))
+    is_trained = np.arange(60) < 50
+    with torch.no_grad():
+        network.item_embedding.weight[1:51] = vectors[1:51] @ rotation
+    before = network.item_embedding.weight.detach().clone()
+    start_items(network, sequences, 7, is_trained)
+    after = network.item_embedding.weight.detach()
+    assert torch.equal(after[:51], before[:51])
+    new, expected = after[51:61], (vectors @ rotation)[51:61]
+    assert torch.nn.functional.cosine_similarity(new, expected).min() > 0.99
+    assert new.norm(dim=1).numpy() == pytest.approx(0.7 * np.ones(10), rel=0.2)

@@ -1,0 +1,61 @@
+"""Events of one user and one time stand in a fresh order in each epoch, and nothing else moves."""
+
+from __future__ import annotations
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from serving.training.dataset import Sequences
+from serving.training.settings import TrainerSettings
+from serving.training.windows import training_batches, with_ties_shuffled
+
+
+def _sequences(times: list[list[int]]) -> Sequences:
+    flat = np.concatenate([np.array(user, dtype=np.int64) for user in times])
+    starts = np.concatenate([[0], np.cumsum([len(user) for user in times])]).astype(np.int64)
+    n = len(flat)
+    return Sequences(starts, np.arange(1, n + 1), np.arange(n) % 3 + 1, flat, np.arange(n) % 2 == 0)
+
+
+@given(
+    st.lists(st.lists(st.integers(0, 3), min_size=1, max_size=8), min_size=1, max_size=5), st.integers(0, 9)
+)
+def test_only_neighbours_of_one_user_and_time_change_places(times: list[list[int]], seed: int) -> None:
+    before = _sequences(times)
+    after = with_ties_shuffled(before, np.random.default_rng(seed))
+    assert np.array_equal(after.times_ms, before.times_ms)
+    assert np.array_equal(after.starts, before.starts)
+    origin = after.items - 1
+    assert np.array_equal(after.types, before.types[origin])
+    assert np.array_equal(after.targets, before.targets[origin])
+    run = np.cumsum(np.diff(before.times_ms, prepend=-1) != 0)
+    user = np.searchsorted(before.starts, np.arange(len(origin)), side="right")
+    assert np.array_equal(run[origin], run)
+    assert np.array_equal(user[origin], user)
+
+
+def test_every_order_of_a_tie_is_as_likely() -> None:
+    rng = np.random.default_rng(1)
+    sequences = _sequences([[5, 7, 7, 7, 9]])
+    found = [tuple(with_ties_shuffled(sequences, rng).items.tolist()) for _ in range(1200)]
+    orders = {order: found.count(order) for order in set(found)}
+    assert len(orders) == 6
+    assert min(orders.values()) > 140
+    assert all(order[0] == 1 and order[-1] == 5 for order in orders)
+
+
+def test_epochs_differ_by_their_ties_only_where_the_setting_says_so() -> None:
+    sequences = _sequences([[3] * 6, [4, 5, 6]])
+    for is_shuffled in (True, False):
+        settings = TrainerSettings(history_length=16, shuffle_ties=is_shuffled)
+        rng = np.random.default_rng(2)
+        epochs = [
+            {
+                tuple(row.tolist())
+                for batch in training_batches(sequences, settings, rng)
+                for row in batch.inputs
+            }
+            for _ in range(4)
+        ]
+        assert any(epoch != epochs[0] for epoch in epochs) == is_shuffled

@@ -137,7 +137,7 @@ def test_the_provider_in_force_is_reported_not_the_one_asked_for() -> None:
     assert cpu.providers_in_force == ["CPUExecutionProvider"]
     assert not cpu.fell_back
     cuda = RankerSession(model, "cuda")
-    assert cuda.provider_asked == "cuda"
+    assert cuda.wish.provider == "cuda"
     assert cuda.fell_back == (cuda.providers_in_force[0] != "CUDAExecutionProvider")
     assert "CPUExecutionProvider" in cuda.providers_in_force
     assert RankerSession(model, "auto").providers_in_force

@@ -54,14 +54,20 @@ class Checkpoint:
 
 
 def digest_of_run(
-    split: LogSplit, settings: TrainerSettings, warm_start: Mapping[str, np.ndarray] | None, size: int
+    split: LogSplit,
+    settings: TrainerSettings,
+    warm_start: Mapping[str, np.ndarray] | None,
+    size: int,
+    more: str = "",
 ) -> str:
     """SHA-256 of all that the result depends on: training data, settings, first weights, number of processes,
-    PyTorch's version."""
-    found = hashlib.sha256(msgspec.json.encode([FORMAT, settings, size, str(torch.__version__)]))
+    PyTorch's version, and what the caller adds."""
+    found = hashlib.sha256(msgspec.json.encode([FORMAT, settings, size, str(torch.__version__), more]))
     found.update(msgspec.json.encode(split.vocabulary))
     train = split.train
-    for column in (train.starts, train.items, train.types, train.times_ms, train.targets, split.contents):
+    judged = train.targets[:0] if split.judged is None else split.judged
+    columns = (train.starts, train.items, train.types, train.times_ms, train.targets, split.contents, judged)
+    for column in columns:
         found.update(np.ascontiguousarray(column).data)
     for name, values in sorted((warm_start or {}).items()):
         found.update(name.encode() + np.ascontiguousarray(values).tobytes())

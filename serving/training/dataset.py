@@ -251,6 +251,7 @@ class LogSplit:
     interactions: int
     event_type_names: tuple[str, ...] = ()  # of types 1, 2, ...
     content: tuple[tuple[str, int], ...] = ()  # (name, components) of what `contents` is made of
+    judged: Bool | None = None  # [N] rows of `train` for early stopping; None: the newest
 
 
 def split_by_time(
@@ -299,7 +300,7 @@ def split_by_time(
         from_offset=int(offsets.min()),
         to_offset=int(offsets.max()),
         interactions=len(log),
-        event_type_names=tuple(log.event_types),
+        event_type_names=tuple(log.event_types[: int(log.column("event_type").max()) + 1]),
         content=content,
     )
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from serving.training import checkpoint
 from serving.training.checkpoint import Checkpoint, Numbers, epoch_seed
-from serving.training.dataset import LogSplit
+from serving.training.dataset import LogSplit, Sequences
 from serving.training.device import Place
 from serving.training.losses import make_loss
 from serving.training.networks import build_network
@@ -22,7 +22,7 @@ from serving.training.settings import TrainerSettings
 from serving.training.spectral import start_items
 from serving.training.step import Stepper, TrainingDivergedError, evaluate, tokens
 from serving.training.warm_start import WarmStart, Weights, copy_weights
-from serving.training.windows import hold_out_newest, training_batches
+from serving.training.windows import HeldOut, hold_out, hold_out_newest, training_batches
 
 __all__ = [
     "Progress",
@@ -106,7 +106,7 @@ class _Run:
         self.place, self._settings = place, settings
         shape = Shape(len(split.vocabulary), split.event_types, split.contents.shape[1])
         network = build_network(shape, settings)
-        self._fit, self._held_out = hold_out_newest(split.train, settings)
+        self._fit, self._held_out = _held_out(split, settings)
         if warm_start is not None:
             copy_weights(network, split.vocabulary, warm_start, split.event_type_names, split.content)
         if settings.spectral_start:
@@ -204,6 +204,12 @@ class _Run:
         data = self._path.read_bytes() if self.place.world.leads and self._path.exists() else b""
         data = self.place.world.share(data)
         return checkpoint.decode(data, self._digest) if data else None
+
+
+def _held_out(split: LogSplit, settings: TrainerSettings) -> tuple[Sequences, list[HeldOut]]:
+    if split.judged is None:
+        return hold_out_newest(split.train, settings)
+    return hold_out(split.train, split.judged, settings)
 
 
 class _Budget:

@@ -59,7 +59,12 @@ def hold_out_newest(train: Sequences, settings: TrainerSettings) -> tuple[Sequen
     cut_row = target_rows[-wanted]
     newer = np.zeros(len(order), dtype=np.bool_)
     newer[order[np.flatnonzero(order == cut_row)[0] :]] = True
-    keep = ~newer
+    return hold_out(train, newer, settings)
+
+
+def hold_out(train: Sequences, held: Bool, settings: TrainerSettings) -> tuple[Sequences, list[HeldOut]]:
+    """Split off the rows `held` bool[N]: what is left to fit on, and those that are targets, in batches."""
+    keep = ~held
     lengths = np.add.reduceat(keep.astype(np.int64), train.starts[:-1])
     fit = Sequences(
         starts=np.concatenate([[0], np.cumsum(lengths[lengths > 0])]).astype(np.int64),
@@ -68,7 +73,7 @@ def hold_out_newest(train: Sequences, settings: TrainerSettings) -> tuple[Sequen
         times_ms=train.times_ms[keep],
         targets=train.targets[keep],
     )
-    return fit, list(_held_out(train, newer & train.targets, settings))
+    return fit, list(_held_out(train, held & train.targets, settings))
 
 
 def training_batches(

@@ -1,4 +1,5 @@
-"""Events of one user and one time stand in a fresh order in each epoch, and nothing else moves."""
+"""Events of one time stand in a fresh order in each epoch, and nothing else moves; rows named for judging are
+held out."""
 
 from __future__ import annotations
 
@@ -8,7 +9,7 @@ from hypothesis import strategies as st
 
 from serving.training.dataset import Sequences
 from serving.training.settings import TrainerSettings
-from serving.training.windows import training_batches, with_ties_shuffled
+from serving.training.windows import hold_out, training_batches, with_ties_shuffled
 
 
 def _sequences(times: list[list[int]]) -> Sequences:
@@ -59,3 +60,15 @@ def test_epochs_differ_by_their_ties_only_where_the_setting_says_so() -> None:
             for _ in range(4)
         ]
         assert any(epoch != epochs[0] for epoch in epochs) == is_shuffled
+
+
+def test_rows_named_for_judging_are_held_out_with_all_that_their_user_had_before() -> None:
+    sequences = _sequences([[1, 2, 3, 4], [5, 6, 7]])  # items 1 to 7; those at odd places are targets
+    held = np.array([False, False, True, True, False, False, True])
+    fit, [judged] = hold_out(sequences, held, TrainerSettings(history_length=16))
+    assert fit.items.tolist() == [1, 2, 5, 6]
+    assert fit.starts.tolist() == [0, 2, 4]
+    targets = judged.batch.targets[judged.batch.targets > 0]
+    assert targets.tolist() == [3, 7]
+    seen = {n: sorted(judged.seen_item[judged.seen_target == n].tolist()) for n in (0, 1)}
+    assert seen == {0: [1, 2], 1: [5, 6]}

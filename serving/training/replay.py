@@ -11,7 +11,7 @@ or categories.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -40,12 +40,14 @@ PAST_EVENTS = 1 << 20
 """Newest events of all users by which it is known what each has seen: 20 MB."""
 MOST_SEEN = 2000
 """Items seen that are kept out of a user's list, as many as workers keep."""
-LIST_LENGTH = 10
 MOVED_AT_ONCE = 256
+"""Moved items that the index of a large catalogue takes in at one record."""
 
 Int32 = npt.NDArray[np.int32]
 Int64 = npt.NDArray[np.int64]
 Float32 = npt.NDArray[np.float32]
+Judged = Callable[[Float32, Int32, Int32, Int64], None]
+"""Told `Examples.online`, `targets`, `length` and `times_ms` of examples."""
 
 
 class FeatureReplay:
@@ -67,21 +69,27 @@ class FeatureReplay:
         *,
         share: float = 1.0,
         sample_from: int = 0,
+        list_length: int = 10,
+        judged: Judged | None = None,
     ) -> None:
-        """`share` of the positive events become examples, evenly. Compiles kernels on first use."""
+        """`share` of the positive events become examples, evenly. Lists of `list_length` are asked for.
+        `judged` is told of examples as they are made."""
         self.items = ItemState(models)
         self.offset = 0
         self.sample_from = sample_from
         self._serving = serving
         self._share = share
+        self._list_length = list_length
+        self._judged = judged
         self._positive = 0
+        self._just_withdrawn: tuple[int, set[tuple[int, int]]] = (-1, set())
         self._nearest = NearestItems(self.items)
         self._retriever = Retriever(self.items, serving, self._nearest)
         self._catalogue = Catalogue(self.items.items)
         self._codes = ItemRows()
         self._pasts = Pasts(PAST_EVENTS, MOST_SEEN)
         room = serving.covisitation_candidates + serving.factor_candidates
-        room += max(serving.popularity_candidates, LIST_LENGTH)
+        room += max(serving.popularity_candidates, list_length)
         self._ring = ExampleRing(capacity, room + 1)
 
     @property
@@ -106,13 +114,15 @@ class FeatureReplay:
         if batch.kind == LEARN:
             item = codes[batch.item]
             newest = self._pasts.add(users, item, batch.time_ms, batch.weight > 0)
-            chosen = self._chosen(batch)
+            chosen = self._chosen(batch, users, item)
             if len(chosen):
                 self._make(
                     batch, chosen, self._pasts.before(newest[chosen], item[chosen], self._codes.row_of)
                 )
         elif batch.kind == WITHDRAW:
-            self._pasts.take_back(users, codes[batch.item], batch.time_ms)
+            item = codes[batch.item]
+            self._pasts.take_back(users, item, batch.time_ms)
+            self._just_withdrawn = (self.offset, set(zip(users, item.tolist(), strict=True)))
         self.items.apply(batch)
         self._follow()
 
@@ -136,16 +146,20 @@ class FeatureReplay:
         """The examples kept, oldest first: a copy."""
         return self._ring.examples(self._codes.ids)
 
-    def _chosen(self, batch: LearningBatch) -> npt.NDArray[np.intp]:
-        """Places of the events to make examples of."""
+    def _chosen(self, batch: LearningBatch, users: list[int], item: Int32) -> npt.NDArray[np.intp]:
+        """Places of the events to make examples of. A rating that replaces one in the same record is none:
+        the item was seen when the list was made."""
         positive = np.flatnonzero(batch.weight > 0)
         number = self._positive + np.arange(len(positive))
         self._positive += len(positive)
         if self.offset < self.sample_from:
             return positive[:0]
-        chosen: npt.NDArray[np.intp] = positive[
-            np.floor((number + 1) * self._share) > np.floor(number * self._share)
-        ]
+        drawn = np.floor((number + 1) * self._share) > np.floor(number * self._share)
+        chosen: npt.NDArray[np.intp] = positive[drawn]
+        offset, withdrawn = self._just_withdrawn
+        if offset == self.offset and withdrawn:
+            keep = [(users[n], int(item[n])) not in withdrawn for n in chosen.tolist()]
+            chosen = chosen[np.array(keep, dtype=np.bool_)]
         return chosen
 
     def _make(self, batch: LearningBatch, chosen: npt.NDArray[np.intp], before: Before) -> None:
@@ -175,10 +189,14 @@ class FeatureReplay:
             missed=missed,
             missed_features=self._missed(queries, found, missed, names),
         )
+        if self._judged is not None:
+            self._judged(online, targets, found.length, events.time_ms)
 
     def _queries(self, events: LearningBatch, before: Before) -> QueryBatch:
-        """What the events' users would have been asked lists for, just before."""
+        """What the lists of the events' users would have been made of, just before. Of a user who had done
+        nothing yet serving knows no factor, though one stands in the record."""
         recent = np.ascontiguousarray(self.items.items.look_up(events).recent)
+        is_new = (before.seen_count == 0) & (events.recent == -1).all(axis=1)
         times_ms = np.full(recent.shape, -1, dtype=np.int64)
         times_ms[:, :1] = before.newest_ms[:, None]
         return QueryBatch(
@@ -186,8 +204,8 @@ class FeatureReplay:
             blocked=before.blocked,
             blocked_end=before.ends,
             seen_count=before.seen_count,
-            factors=events.user_before,
-            count=np.full(len(events), LIST_LENGTH, dtype=np.int32),
+            factors=np.where(is_new[:, None], np.float32(0), events.user_before),
+            count=np.full(len(events), self._list_length, dtype=np.int32),
             recent_times_ms=times_ms,
             now_ms=events.time_ms,
         )

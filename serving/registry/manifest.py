@@ -14,6 +14,7 @@ import msgspec
 from serving.ranker.inputs import INPUTS, OUTPUT
 
 __all__ = [
+    "CONTENTS_FILE",
     "GOLDEN_FILE",
     "MODEL_FILE",
     "VOCABULARY_FILE",
@@ -25,6 +26,7 @@ __all__ = [
     "Manifest",
     "ModelScore",
     "Signature",
+    "SliceScore",
     "TrainedOn",
     "digest_of",
     "features_digest",
@@ -35,6 +37,8 @@ MODEL_FILE = "model.onnx"
 VOCABULARY_FILE = "vocabulary.json"
 WEIGHTS_FILE = "weights.safetensors"
 GOLDEN_FILE = "golden.safetensors"
+CONTENTS_FILE = "contents.safetensors"
+"""Optional: content vectors of the vocabulary, `contents` float32[V + 2, E] by place."""
 
 
 class FileEntry(msgspec.Struct, frozen=True, kw_only=True):
@@ -77,8 +81,24 @@ class Comparison(msgspec.Struct, frozen=True, kw_only=True):
     high: float
 
 
+class SliceScore(msgspec.Struct, frozen=True, kw_only=True):
+    """NDCG@10 on a part of the gate's events; None for a contestant that was not ranked, or where there is
+    none."""
+
+    name: str
+    events: int
+    challenger: float | None = None
+    champion: float | None = None
+    popularity: float | None = None
+    online: float | None = None
+
+
 class GateReport(msgspec.Struct, frozen=True, kw_only=True):
-    """What the gate measured and decided. `reasons` is empty exactly when `accepted`."""
+    """What the gate measured and decided. `reasons` is empty exactly when `accepted`.
+
+    `judged_on` says what was ranked: "catalogue", all items, or "lists", what retrieval gave for each event,
+    where `online`, the lists without a ranker, is known too.
+    """
 
     accepted: bool
     reasons: tuple[str, ...]
@@ -90,6 +110,32 @@ class GateReport(msgspec.Struct, frozen=True, kw_only=True):
     comparisons: tuple[Comparison, ...]
     parity: float | None
     latency_ms: float | None
+    online: ModelScore | None = None
+    judged_on: str = "catalogue"
+    slices: tuple[SliceScore, ...] = ()
+    coverage: dict[str, int] = {}
+    """Distinct items over all lists of ten, by contestant."""
+    notes: tuple[str, ...] = ()
+    """What else should be known, such as why a champion was left out."""
+
+    def figures(self) -> dict[str, float]:
+        """All numbers by flat names, for `models` and the metrics: `challenger_ndcg_at_10`,
+        `gain_against_champion`, `new_users_challenger_ndcg_at_10`, `challenger_coverage_at_10` and so on;
+        what was not measured is left out."""
+        found: dict[str, float | None] = {
+            "gate_events": self.events, "parity": self.parity, "latency_ms": self.latency_ms,
+        }  # fmt: skip
+        for who in ("challenger", "champion", "popularity", "online"):
+            score: ModelScore | None = getattr(self, who)
+            if score is not None:
+                found |= {f"{who}_hr_at_10": score.hr_at_10, f"{who}_ndcg_at_10": score.ndcg_at_10}
+            found |= {f"{part.name}_{who}_ndcg_at_10": getattr(part, who) for part in self.slices}
+        for c in self.comparisons:
+            found |= {f"gain_against_{c.against}": c.ndcg_gain, f"gain_against_{c.against}_low": c.low}
+            found[f"gain_against_{c.against}_high"] = c.high
+        found |= {f"{part.name}_events": part.events for part in self.slices}
+        found |= {f"{who}_coverage_at_10": items for who, items in self.coverage.items()}
+        return {name: float(value) for name, value in found.items() if value is not None}
 
 
 class ContentInput(msgspec.Struct, frozen=True, kw_only=True):

@@ -1,15 +1,16 @@
-"""Whether a challenger may be published: better than popularity and the champion, finite, fast, the same as
-in PyTorch.
+"""Whether a challenger may be published: better than what serves now, without leaving anybody behind, finite,
+fast, the same as in PyTorch.
 
-Both sides are scored from their ONNX files, on the same newest events, with the whole catalogue ranked:
-sampled metrics order models wrongly (W. Krichene, S. Rendle, "On Sampled Metrics for Item Recommendation",
-KDD 2020).
+All contestants are ranked on the same newest events, from their ONNX files (`serving.training.gate_ranks`):
+among what retrieval gave for each event where such lists are at hand, as served; else in the whole catalogue.
+Decision 0018 says why the bars are as they are.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -17,197 +18,212 @@ import numpy.typing as npt
 from serving.ranker.errors import RankerError
 from serving.ranker.probe import median_latency_ms
 from serving.ranker.ranker import Ranker
-from serving.registry.manifest import Comparison, GateReport, ModelScore
-from serving.training.dataset import Bool, EvaluationSlice, Int64
+from serving.registry.manifest import Comparison, GateReport, SliceScore
+from serving.settings import ServingSettings
+from serving.training.dataset import EvaluationSlice
+from serving.training.examples import Examples
+from serving.training.gate_ranks import (
+    Catalogue,
+    Contest,
+    Lists,
+    Ranking,
+    online_scores,
+    popularity_scores,
+    ranker_scores,
+    ranking_of,
+    ranks_of_targets,
+)
+from serving.training.gate_slices import compared, coverage, parts_of, score_of, slice_scores
 from serving.training.settings import GateSettings
 
-__all__ = ["gate", "ranks_of_targets"]
-
-Float32 = npt.NDArray[np.float32]
-Float64 = npt.NDArray[np.float64]
-
-_CUTOFF = 10
-_BATCH_EVENTS = 64
-_BATCH_PAIRS = 250_000
-"""Events x candidates in one call: 64 MB of gathered item vectors at 64 dimensions."""
+__all__ = ["Judged", "gate", "ranks_of_targets"]
 
 
 @dataclass(frozen=True, slots=True)
-class _Task:
-    """Events to rank. `catalogue` is int64[C] of rows in the slice's item table; the rest are row numbers per
-    event."""
+class Judged:
+    """What the newest events are judged by beside the slice itself.
+
+    `examples`: lists that could have been served, located in the slice's log; None where there are none.
+    `event_types`: names of the log's types 1, 2, ...; none are the rankers' own. `contents` gives content
+    vectors of item ids. `ranker_weight` counts where a ranker that isn't fused joins the online blend.
+    """
 
     newest: EvaluationSlice
-    events: Int64  # [n] numbers of events in the slice
-    catalogue: Int64
-    column: Int64  # [items] column in the catalogue, -1 where outside
+    popularity: Mapping[str, float]
+    """Positive interactions per item id before the slice."""
+    examples: Examples | None = None
+    event_types: Sequence[str] = ()
+    contents: Contents | None = None
+    ranker_weight: float = ServingSettings().ranker_weight
 
-    def targets(self) -> Int64:
-        """int64[n]: column of each event's target, -1 where outside the catalogue."""
-        return self.column[self.newest.targets[self.events]]
 
-    def seen(self, at: Int64) -> Bool:
-        """bool[len(at), C]: what those events' users had before."""
-        mask = np.zeros((len(at), len(self.catalogue)), dtype=np.bool_)
-        for row, event in enumerate(self.events[at].tolist()):
-            columns = self.column[self.newest.seen(event)]
-            mask[row, columns[columns >= 0]] = True
-        return mask
+@dataclass(slots=True)
+class _Measured:
+    rankings: dict[str, Ranking] = field(default_factory=dict)
+    latency_ms: float | None = None
+    reasons: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
 
 def gate(
     challenger: Ranker,
     champion: Ranker | None,
-    popularity: Mapping[str, float],
-    newest: EvaluationSlice,
+    judged: Judged,
     settings: GateSettings,
     parity: float,
     *,
+    precision: str = "fp32",
+    weights: Mapping[str, npt.NDArray[Any]] | None = None,
     seed: int = 0,
 ) -> GateReport:
     """Measure and decide; each reason for a refusal holds its numbers.
 
-    The catalogue is every item that the challenger or the champion knows. A target outside it is a miss for
-    all, one that a model doesn't know is a miss for that model. `popularity` counts interactions per item id
-    before the slice. `parity` is the largest |ONNX Runtime - PyTorch| on golden inputs.
+    Without lists the catalogue is every item that the challenger or the champion knows. A target outside it,
+    or that retrieval did not give, is a miss for all, one that a model doesn't know is a miss for that model.
+    `parity` is the largest |ONNX Runtime - PyTorch| on golden inputs, asked for where `precision` is fp32
+    (and a number whatever it is); `weights` are the network's, which must be finite.
     """
-    task = _task(newest, challenger, champion, settings.max_scored_pairs)
-    reasons: list[str] = []
-    ranks: dict[str, Float64] = {"popularity": _popularity_ranks(task, popularity)}
-    latency_ms: float | None = None
-    try:
-        ranks["challenger"] = _ranker_ranks(task, challenger)
-        latency_ms = median_latency_ms(challenger)
-    except RankerError as error:
-        reasons.append(f"scores: {error}")
-    if champion is not None:
-        ranks["champion"] = _ranker_ranks(task, champion)
-    comparisons = tuple(_compare(task, ranks, against, settings, seed) for against in _opponents(ranks))
-    reasons += _refusals(len(task.events), comparisons, settings, parity, latency_ms)
-    scores = {name: _score(values) for name, values in ranks.items()}
+    contest = _contest(challenger, champion, judged, settings)
+    measured = _measure(contest, challenger, champion, judged)
+    rankings, users = measured.rankings, contest.newest.starts[contest.events]
+    comparisons = tuple(
+        compared(rankings["challenger"].ranks, rankings[against].ranks, users, against,
+                 settings.bootstrap_samples, seed)
+        for against in ("popularity", "online", "champion")
+        if against in rankings and "challenger" in rankings
+    )  # fmt: skip
+    slices = slice_scores(parts_of(contest, judged.popularity), rankings)
+    covered = {name: coverage(ranking) for name, ranking in rankings.items()}
+    reasons = [
+        *_unjudgeable(contest, challenger, champion),
+        *measured.reasons,
+        *_lost(contest, comparisons, settings),
+        *_left_behind(slices, covered, settings),
+        *_unfit(parity, precision, weights or {}, measured.latency_ms, settings),
+    ]
+    scores = {name: score_of(ranking.ranks) for name, ranking in rankings.items()}
     return GateReport(
         accepted=not reasons,
         reasons=tuple(reasons),
-        events=len(task.events),
-        catalogue=len(task.catalogue),
+        notes=tuple(measured.notes),
+        events=len(contest.events),
+        catalogue=contest.items_listable(),
         challenger=scores.get("challenger"),
         champion=scores.get("champion"),
         popularity=scores["popularity"],
+        online=scores.get("online"),
         comparisons=comparisons,
         parity=float(parity) if np.isfinite(parity) else None,
-        latency_ms=latency_ms,
+        latency_ms=measured.latency_ms,
+        judged_on="lists" if contest.is_served else "catalogue",
+        slices=slices,
+        coverage=covered,
     )
 
 
-def ranks_of_targets(scores: Float32, targets: Int64, masked: Bool) -> Float64:
-    """float64[n]: how many candidates stand before the target, a tie counting half; infinite for a missing
-    target.
-
-    `scores` float32[n, C], NaN where a model knows no item (it ranks last); `targets` int64[n], -1 where
-    outside; `masked` bool[n, C] are no candidates.
-
-    >>> scores = np.array([[3, 2, 2, 9]], np.float32)
-    >>> ranks_of_targets(scores, np.array([1]), np.array([[False, False, False, True]]))
-    array([1.5])
-    """
-    rows = np.arange(len(targets))
-    target_score = scores[rows, np.maximum(targets, 0)]
-    rivals = np.where(masked | np.isnan(scores), -np.inf, scores)
-    rivals[rows, np.maximum(targets, 0)] = -np.inf
-    ahead = (rivals > target_score[:, None]).sum(axis=1) + 0.5 * (rivals == target_score[:, None]).sum(axis=1)
-    return np.where((targets >= 0) & ~np.isnan(target_score), ahead, np.inf)
+def _contest(challenger: Ranker, champion: Ranker | None, judged: Judged, settings: GateSettings) -> Contest:
+    """Lists as served where there are any of the newest events, else the catalogue."""
+    if judged.examples is not None and len(judged.examples):
+        lists = Lists(judged.newest, judged.examples)
+        if len(lists.events):
+            return lists
+    rankers = [challenger] if champion is None else [challenger, champion]
+    return Catalogue(judged.newest, rankers, settings.max_scored_pairs)
 
 
-def _task(newest: EvaluationSlice, challenger: Ranker, champion: Ranker | None, max_pairs: int) -> _Task:
-    known = challenger.places_of(newest.item_ids) < challenger.unseen
+def _measure(contest: Contest, challenger: Ranker, champion: Ranker | None, judged: Judged) -> _Measured:
+    """Rank every contestant. A challenger that can't be ranked is refused; a champion that can't is none."""
+    measured = _Measured()
+    rankings = measured.rankings
+    rankings["popularity"] = ranking_of(contest, popularity_scores(contest, judged.popularity))
+    if contest.is_served:
+        rankings["online"] = ranking_of(contest, online_scores)
+
+    def ranked(ranker: Ranker) -> Ranking:
+        about = (judged.event_types, judged.contents, judged.ranker_weight)
+        return ranking_of(contest, ranker_scores(contest, ranker, *about))
+
+    try:
+        rankings["challenger"] = ranked(challenger)
+        measured.latency_ms = median_latency_ms(challenger)
+    except RankerError as error:
+        measured.reasons.append(f"scores: {error}")
     if champion is not None:
-        known |= champion.places_of(newest.item_ids) < champion.unseen
-    catalogue = np.flatnonzero(known)
-    column = np.full(len(newest.item_ids), -1, dtype=np.int64)
-    column[catalogue] = np.arange(len(catalogue))
-    count = min(len(newest), max(1, max_pairs // max(1, len(catalogue))))
-    return _Task(newest, np.arange(len(newest) - count, len(newest)), catalogue, column)
+        try:
+            rankings["champion"] = ranked(champion)
+        except RankerError as error:
+            measured.notes.append(f"the champion is left out: {error}")
+    return measured
 
 
-def _popularity_ranks(task: _Task, popularity: Mapping[str, float]) -> Float64:
-    ids = [task.newest.item_ids[row] for row in task.catalogue.tolist()]
-    counts = np.array([popularity.get(item_id, 0.0) for item_id in ids], dtype=np.float32)
-    targets = task.targets()
-    parts = [
-        ranks_of_targets(np.tile(counts, (len(at), 1)), targets[at], task.seen(at)) for at in _batches(task)
-    ]
-    return np.concatenate([np.empty(0), *parts])
+def _unjudgeable(contest: Contest, challenger: Ranker, champion: Ranker | None) -> list[str]:
+    reasons = [] if len(contest.events) else ["no event to judge by in the newest slice"]
+    fused = [ranker.version for ranker in (challenger, champion) if ranker is not None and ranker.fused]
+    if fused and not contest.is_served:
+        reasons.append(
+            f"{', '.join(fused)} reads the online models' features, and none of the {len(contest.newest)} "
+            "newest events has a list with them: keep more lists (trainer.head_examples)"
+        )
+    return reasons
 
 
-def _ranker_ranks(task: _Task, ranker: Ranker) -> Float64:
-    newest, table = task.newest, ranker.places_of(task.newest.item_ids)
-    length, events = ranker.history_length, task.events
-    history, context = newest.histories(table, length)[events], newest.context()[events]
-    types, gaps_s = newest.history_types(length)[events], newest.history_gaps_s(length)[events]
-    candidates, targets = table[task.catalogue], task.targets()
-    parts = []
-    for at in _batches(task):
-        inputs = ranker.plain_inputs(history[at], np.tile(candidates, (len(at), 1)))
-        inputs.history_types, inputs.history_gaps_s, inputs.context = types[at], gaps_s[at], context[at]
-        parts.append(ranks_of_targets(ranker.score_inputs(inputs), targets[at], task.seen(at)))
-    return np.concatenate([np.empty(0), *parts])
-
-
-def _batches(task: _Task) -> list[Int64]:
-    size = max(1, min(_BATCH_EVENTS, _BATCH_PAIRS // max(1, len(task.catalogue))))
-    numbers = np.arange(len(task.events))
-    return [numbers[at : at + size] for at in range(0, len(numbers), size)]
-
-
-def _ndcg(ranks: Float64) -> Float64:
-    return np.where(ranks < _CUTOFF, 1.0 / np.log2(np.minimum(ranks, _CUTOFF) + 2.0), 0.0)
-
-
-def _score(ranks: Float64) -> ModelScore:
-    if not len(ranks):
-        return ModelScore(hr_at_10=0.0, ndcg_at_10=0.0)
-    return ModelScore(hr_at_10=float((ranks < _CUTOFF).mean()), ndcg_at_10=float(_ndcg(ranks).mean()))
-
-
-def _opponents(ranks: Mapping[str, Float64]) -> list[str]:
-    return [name for name in ("popularity", "champion") if name in ranks] if "challenger" in ranks else []
-
-
-def _compare(
-    task: _Task, ranks: Mapping[str, Float64], against: str, settings: GateSettings, seed: int
-) -> Comparison:
-    """Mean paired difference in NDCG@10; the interval resamples users, since a user's events are not
-    independent."""
-    gains = _ndcg(ranks["challenger"]) - _ndcg(ranks[against])
-    if not len(gains):
-        return Comparison(against=against, ndcg_gain=0.0, low=0.0, high=0.0)
-    _, user = np.unique(task.newest.starts[task.events], return_inverse=True)
-    sums, counts = np.bincount(user, weights=gains), np.bincount(user)
-    rng = np.random.default_rng(seed)
-    drawn = rng.integers(0, len(sums), (settings.bootstrap_samples, len(sums)))
-    means = sums[drawn].sum(axis=1) / counts[drawn].sum(axis=1)
-    low, high = np.quantile(means, [0.025, 0.975])
-    return Comparison(against=against, ndcg_gain=float(gains.mean()), low=float(low), high=float(high))
-
-
-def _refusals(
-    events: int,
-    comparisons: tuple[Comparison, ...],
-    settings: GateSettings,
-    parity: float,
-    latency_ms: float | None,
-) -> list[str]:
-    reasons = [] if events else ["no event to judge by in the newest slice"]
-    reasons += [
-        f"NDCG@10 is {c.ndcg_gain:+.4f} against {c.against} on {events} events "
-        f"(95 % {c.low:+.4f} to {c.high:+.4f}); more than {settings.min_ndcg_gain:+.4f} is asked for"
+def _lost(contest: Contest, comparisons: Sequence[Comparison], settings: GateSettings) -> list[str]:
+    """Every opponent that the challenger did not beat, or may have lost to."""
+    return [
+        f"NDCG@10 is {c.ndcg_gain:+.4f} against {c.against} on {len(contest.events)} events "
+        f"(95 % {c.low:+.4f} to {c.high:+.4f}); more than {settings.min_ndcg_gain:+.4f} is asked for, and an "
+        f"interval above {-settings.ndcg_tolerance:+.4f}"
         for c in comparisons
-        if not c.ndcg_gain > settings.min_ndcg_gain
+        if not (c.ndcg_gain > settings.min_ndcg_gain and c.low > -settings.ndcg_tolerance)
     ]
-    if not parity <= settings.parity_tolerance:
+
+
+def _left_behind(
+    slices: Sequence[SliceScore], covered: Mapping[str, int], settings: GateSettings
+) -> list[str]:
+    """Parts of users and items, and coverage, that lose too much to what is served now."""
+    against = next((name for name in ("champion", "online", "popularity") if name in covered), "popularity")
+    reasons = []
+    for part, most in (
+        ("new_users", settings.max_loss_new_users), ("new_items", settings.max_loss_new_items),
+    ):  # fmt: skip
+        found = next(s for s in slices if s.name == part)
+        own, theirs = found.challenger, getattr(found, against)
+        if own is None or theirs is None or found.events < settings.min_slice_events:
+            continue
+        if theirs - own > most:
+            reasons.append(
+                f"NDCG@10 of {part.replace('_', ' ')} falls from {theirs:.4f} ({against}) to {own:.4f} on "
+                f"{found.events} events; at most {most:g} may be lost"
+            )
+    own_items, their_items = covered.get("challenger"), covered[against]
+    if own_items is not None and own_items < (1.0 - settings.max_loss_coverage) * their_items:
+        reasons.append(
+            f"the lists of ten hold {own_items} distinct items, those of {against} {their_items}; at most "
+            f"{settings.max_loss_coverage:.0%} may be lost"
+        )
+    return reasons
+
+
+def _unfit(
+    parity: float,
+    precision: str,
+    weights: Mapping[str, npt.NDArray[Any]],
+    latency_ms: float | None,
+    settings: GateSettings,
+) -> list[str]:
+    """Numbers that are none, that differ from PyTorch's, or that come too late."""
+    reasons = [
+        f"weights: {int((~np.isfinite(values)).sum())} of {values.size} numbers of {name} are not finite"
+        for name, values in weights.items()
+        if values.dtype.kind == "f" and not np.isfinite(values).all()
+    ]
+    if precision == "fp32" and not parity <= settings.parity_tolerance:
         reasons.append(
             f"ONNX Runtime and PyTorch differ by {parity:.3g}, at most {settings.parity_tolerance:g}"
         )
+    elif not np.isfinite(parity):
+        reasons.append(f"golden scores: ONNX Runtime and PyTorch differ by {parity}")
     if latency_ms is not None and latency_ms > settings.latency_budget_ms:
         reasons.append(
             f"16 users x 200 candidates take {latency_ms:.1f} ms, at most {settings.latency_budget_ms:.1f}"

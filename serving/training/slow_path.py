@@ -1,42 +1,33 @@
-"""The slow path on one screen: dataset, train, export, gate, publish."""
+"""The slow path on one screen: dataset, train, fuse, export, compress, gate, publish."""
 
 from __future__ import annotations
 
-import importlib.metadata
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
-from datetime import UTC, datetime
+from dataclasses import dataclass, field
 from pathlib import Path
 
-import msgspec
 import safetensors.numpy
 
-from serving.ranker.errors import RankerError, RankerRefusedError, RegistryError
+from serving.ranker.errors import RankerRefusedError, RegistryError
 from serving.ranker.ranker import Ranker
 from serving.ranker.session import RankerSession
-from serving.registry.manifest import (
-    GOLDEN_FILE,
-    MODEL_FILE,
-    VOCABULARY_FILE,
-    WEIGHTS_FILE,
-    GateReport,
-    Manifest,
-    ModelScore,
-    Signature,
-    TrainedOn,
-    digest_of,
-    file_entries,
-)
+from serving.registry.manifest import MODEL_FILE, WEIGHTS_FILE, GateReport
 from serving.registry.store import Published, Registry
 from serving.registry.swap import load_verified
+from serving.training import checkpoint
 from serving.training.dataset import InteractionLog, LogSplit, split_by_time
+from serving.training.device import Place
+from serving.training.distributed import ALONE, World
+from serving.training.examples import Examples
 from serving.training.export import Export, export_onnx
 from serving.training.fused import ExportedRanker
-from serving.training.gate import gate
+from serving.training.gate import Judged, gate
+from serving.training.publish import Product, files_of, manifest_of, version_of
 from serving.training.settings import TrainerSettings
-from serving.training.train import Progress, TrainedNetwork, WarmStart, train
+from serving.training.train import Progress, TrainedNetwork, train
+from serving.training.warm_start import WarmStart
 
 __all__ = ["Outcome", "Stage", "prepare", "run_slow_path"]
 
@@ -53,12 +44,15 @@ class Stage:
 @dataclass(frozen=True, slots=True)
 class Outcome:
     """`published` is None when the gate refused; `report` says why, with its numbers. Times by stage, in
-    seconds."""
+    seconds. `product` is what was judged, and `split` what it was trained on."""
 
     published: Published | None
     report: GateReport
     seconds: dict[str, float]
+    product: Product
+    split: LogSplit
     champion_problem: str = ""
+    notes: tuple[str, ...] = field(default=())
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,39 +67,100 @@ def run_slow_path(
     settings: TrainerSettings,
     champion: str | None = None,
     progress: Callable[[Stage], None] | None = None,
-) -> Outcome:
+    *,
+    examples: Examples | None = None,
+    contents: Contents | None = None,
+    world: World = ALONE,
+    folder: Path | None = None,
+) -> Outcome | None:
     """Train on `log`, and publish what beats popularity and the version `champion`, which is also the warm
     start.
 
+    1. Split by time; the newest events are the gate's alone.
+    2. Train, on every process of `world`; what a restart needs is kept under `folder` until the end.
+    3. The first process goes on alone, and the others get None. Fit the head that joins in the online
+       features, from `examples` before the gate's events.
+    4. Export, and compress as far as the settings allow.
+    5. Ask the gate. 6. Publish what it lets through.
+
     A champion that can't be loaded is no reason to stand still: the run goes on without it, and says so in
-    `Outcome.champion_problem`. Raises NotEnoughDataError, TrainingDivergedError, RankerError (export) and
-    RegistryError (publish).
+    `Outcome.champion_problem`. Raises NotEnoughDataError, TrainingDivergedError, DeviceError, RankerError
+    (export) and RegistryError (publish).
     """
-    clock = _Clock(progress)
+    clock = _Clock(progress if world.leads else None)
     clock.stage("dataset", 0.0, f"{len(log)} interactions")
-    split = split_by_time(log, settings)
+    split = split_by_time(log, settings, contents)  # 1
     incumbent, problem = _load_champion(registry, champion)
+    own = _own_folder(folder, split, settings, champion)
     clock.stage("train", 0.02, f"{split.interactions} interactions, {len(split.vocabulary)} items")
-    trained = train(split, settings, incumbent.warm_start if incumbent else None, clock.epoch)
-    with tempfile.TemporaryDirectory(prefix="freshet-export-") as folder:
-        clock.stage("export", 0.8, f"NDCG@10 {trained.ndcg_at_10:.4f} on the newest training events")
-        path = Path(folder) / MODEL_FILE
-        export = export_onnx(ExportedRanker(trained.network), path, seed=settings.seed)
-        model = path.read_bytes()
-    clock.stage("gate", 0.9, f"{len(split.newest)} events")
+    try:
+        warm_start = incumbent.warm_start if incumbent is not None else None
+        trained = train(split, settings, warm_start, clock.epoch, Place.of(settings, world, own))  # 2
+        if not world.leads:
+            return None
+        outcome = _judged(trained, split, registry, settings, incumbent, examples, clock, problem)  # 3 to 6
+    except Exception:
+        _remove(own, world)  # what failed once would fail again from there
+        raise
+    _remove(own, world)
+    return outcome
+
+
+def _judged(
+    trained: TrainedNetwork,
+    split: LogSplit,
+    registry: Registry,
+    settings: TrainerSettings,
+    incumbent: _Champion | None,
+    examples: Examples | None,
+    clock: _Clock,
+    problem: str,
+) -> Outcome:
+    clock.stage("export", 0.8, f"NDCG@10 {trained.ndcg_at_10:.4f} on the newest training events")
     created_at_ms = int(time.time() * 1000)
-    version = _version(created_at_ms, model)
-    report = _gate(model, version, split, incumbent, settings, export)
+    ranker = ExportedRanker(trained.network)
+    model, export = _exported(ranker, settings)
+    product = Product(trained, split, ranker, model, export, version_of(created_at_ms, model), created_at_ms)
+    clock.stage("gate", 0.9, f"{len(split.newest)} events")
+    judged = Judged(split.newest, split.popularity, examples, split.event_type_names, contents)
+    report = gate(
+        _challenger(product, settings),
+        incumbent.ranker if incumbent is not None else None,
+        judged,
+        settings.gate,
+        export.parity,
+        weights=trained.weights(),
+        seed=settings.seed,
+    )
     if not report.accepted:
         clock.stage("refused", 1.0, "; ".join(report.reasons))
-        return Outcome(None, report, clock.seconds, problem)
-    clock.stage("publish", 0.98, version)
-    files = _files(model, trained, export)
-    published = registry.publish(
-        _manifest(version, created_at_ms, registry, split, trained, export, report, files), files
+        return Outcome(None, report, clock.seconds, product, split, problem)
+    clock.stage("publish", 0.98, product.version)
+    files = files_of(product)
+    published = registry.publish(manifest_of(product, registry.model_name, report, files), files)
+    score = report.challenger.ndcg_at_10 if report.challenger is not None else float("nan")
+    clock.stage("published", 1.0, f"{product.version}, NDCG@10 {score:.4f}")
+    return Outcome(published, report, clock.seconds, product, split, problem)
+
+
+def _exported(ranker: ExportedRanker, settings: TrainerSettings) -> tuple[bytes, Export]:
+    with tempfile.TemporaryDirectory(prefix="freshet-export-") as folder:
+        path = Path(folder) / MODEL_FILE
+        export = export_onnx(ranker, path, seed=settings.seed)
+        return path.read_bytes(), export
+
+
+def _challenger(product: Product, settings: TrainerSettings) -> Ranker:
+    split = product.split
+    return Ranker(
+        RankerSession(product.model, "cpu", settings.threads),
+        split.vocabulary,
+        version=product.version,
+        history_length=settings.history_length,
+        event_types=split.event_type_names,
+        fused=product.ranker.head is not None,
+        contents=split.contents if split.content else None,
     )
-    clock.stage("published", 1.0, f"{version}, NDCG@10 {_ndcg(report.challenger):.4f}")
-    return Outcome(published, report, clock.seconds, problem)
 
 
 def prepare() -> None:
@@ -122,9 +177,8 @@ def prepare() -> None:
         weight=[1.0] * 60,
         offset=0,
     )
-    trained = train(split_by_time(log, settings), settings)
-    with tempfile.TemporaryDirectory(prefix="freshet-export-") as folder:
-        export_onnx(ExportedRanker(trained.network), Path(folder) / MODEL_FILE)
+    trained = train(split_by_time(log, settings), settings, place=Place())
+    _exported(ExportedRanker(trained.network), settings)
 
 
 class _Clock:
@@ -162,87 +216,20 @@ def _load_champion(registry: Registry, version: str | None) -> tuple[_Champion |
         weights = safetensors.numpy.load(stored.files[WEIGHTS_FILE])
     except (RegistryError, RankerRefusedError, safetensors.SafetensorError) as error:
         return None, f"champion {version} is left out: {error}"
-    return _Champion(ranker, WarmStart(ranker.vocabulary, weights)), ""
+    manifest = stored.manifest
+    content = tuple((block.name, block.dim) for block in manifest.content)
+    return _Champion(ranker, WarmStart(ranker.vocabulary, weights, manifest.event_types, content)), ""
 
 
-def _gate(
-    model: bytes,
-    version: str,
-    split: LogSplit,
-    incumbent: _Champion | None,
-    settings: TrainerSettings,
-    export: Export,
-) -> GateReport:
-    challenger = Ranker(
-        RankerSession(model, "cpu", settings.threads),
-        split.vocabulary,
-        version=version,
-        history_length=settings.history_length,
-    )
-    champion = incumbent.ranker if incumbent else None
-    return gate(
-        challenger, champion, split.popularity, split.newest, settings.gate, export.parity, seed=settings.seed
-    )
+def _own_folder(
+    folder: Path | None, split: LogSplit, settings: TrainerSettings, champion: str | None
+) -> Path | None:
+    """This run's folder under `folder`, by what it is trained on: a run that is repeated finds it again."""
+    if folder is None:
+        return None
+    return folder / checkpoint.digest_of_run(split, settings, None, 0, champion or "")[:16]
 
 
-def _files(model: bytes, trained: TrainedNetwork, export: Export) -> dict[str, bytes]:
-    return {
-        MODEL_FILE: model,
-        VOCABULARY_FILE: msgspec.json.encode(trained.vocabulary),
-        WEIGHTS_FILE: safetensors.numpy.save(trained.weights()),
-        GOLDEN_FILE: safetensors.numpy.save(export.golden.arrays()),
-    }
-
-
-def _manifest(
-    version: str,
-    created_at_ms: int,
-    registry: Registry,
-    split: LogSplit,
-    trained: TrainedNetwork,
-    export: Export,
-    report: GateReport,
-    files: dict[str, bytes],
-) -> Manifest:
-    if report.challenger is None:
-        raise RankerError(f"{version}: an accepted report without the challenger's scores")
-    return Manifest(
-        version=version,
-        model_name=registry.model_name,
-        network=trained.settings.network,
-        files=file_entries(files),
-        signature=Signature(),
-        history_length=trained.settings.history_length,
-        vocabulary_size=len(trained.vocabulary),
-        trained_on=TrainedOn(
-            from_offset=split.from_offset, to_offset=split.to_offset, interactions=split.interactions
-        ),
-        gate=report,
-        metrics={
-            "hr_at_10": report.challenger.hr_at_10,
-            "ndcg_at_10": report.challenger.ndcg_at_10,
-            "validation_ndcg_at_10": trained.ndcg_at_10,
-            "epochs": float(len(trained.curve)),
-            "train_seconds": trained.seconds,
-        },
-        opset=export.opset,
-        created_at_ms=created_at_ms,
-        code_version=_code_version(),
-    )
-
-
-def _version(created_at_ms: int, model: bytes) -> str:
-    """Sorts by time, and tells two of one millisecond apart: 20261122T114413.123Z-1f2e3d4c."""
-    at = datetime.fromtimestamp(created_at_ms / 1000, tz=UTC)
-    return f"{at:%Y%m%dT%H%M%S}.{created_at_ms % 1000:03d}Z-{digest_of(model)[:8]}"
-
-
-def _code_version() -> str:
-    try:
-        return importlib.metadata.version("freshet")
-    except importlib.metadata.PackageNotFoundError:
-        return "source"
-
-
-def _ndcg(score: ModelScore | None) -> float:
-    return score.ndcg_at_10 if score is not None else float("nan")
+def _remove(own: Path | None, world: World) -> None:
+    if own is not None and world.leads:
+        checkpoint.remove(own)

@@ -14,7 +14,7 @@ from serving.ranker.ranker import Ranker
 from serving.registry.manifest import MODEL_FILE, GateReport
 from serving.registry.store import Registry
 from serving.training.dataset import LogSplit, split_by_time
-from serving.training.gate import gate, ranks_of_targets
+from serving.training.gate import Judged, gate, ranks_of_targets
 from serving.training.settings import GateSettings
 from serving.training.slow_path import run_slow_path
 from tests.test_serving.ranker_cases import (
@@ -34,8 +34,7 @@ def judge(
     return gate(
         challenger,
         champion,
-        split.popularity,
-        split.newest,
+        Judged(split.newest, split.popularity),
         msgspec.structs.replace(GateSettings(bootstrap_samples=200), **settings),
         parity,
     )
@@ -71,7 +70,7 @@ def test_a_challenger_without_gain_is_refused() -> None:
     report = judge(markov_ranker(), champion=markov_ranker())
     assert report.reasons == (
         f"NDCG@10 is +0.0000 against champion on {report.events} events (95 % +0.0000 to +0.0000); "
-        "more than +0.0000 is asked for",
+        "more than +0.0000 is asked for, and an interval above -0.0100",
     )
 
 

@@ -20,7 +20,8 @@ them: its score is the item's score, for items that it has never seen too.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -33,7 +34,7 @@ from serving.blend_kernels import blend
 from serving.features import candidate_features
 from serving.query import QueryBatch
 from serving.ranker.errors import RankerError
-from serving.ranker.inputs import FEATURES, context_of
+from serving.ranker.inputs import FEATURES, Contents, context_of
 from serving.ranker.ranker import Asked, Ranker
 from serving.settings import ServingSettings
 
@@ -42,8 +43,8 @@ __all__ = ["Opinion", "RankerView", "Scores", "Standing", "asked_of", "blended",
 Int32 = npt.NDArray[np.int32]
 Int64 = npt.NDArray[np.int64]
 Float32 = npt.NDArray[np.float32]
-Contents = Callable[[Sequence[str]], Float32]
-"""Content vectors float32[n, E] of item ids, zeros where an item has none."""
+logger = logging.getLogger(__name__)
+
 _RANKER_ALONE = (0.0, 0.0, 0.0, 1.0)
 
 
@@ -75,7 +76,12 @@ class RankerView:
 
     def __init__(self, ranker: Ranker, contents: Contents | None = None) -> None:
         self.ranker = ranker
-        self._contents = contents if ranker.has_content else None
+        self._contents = contents if contents is not None and contents.spec == ranker.content else None
+        if ranker.content and self._contents is None:
+            logger.warning(
+                "ranker %s was trained on content %s, this process has %s ([content]): items that it has "
+                "never seen are scored without", ranker.version, ranker.content, contents and contents.spec,
+            )  # fmt: skip
         self._places = np.zeros(0, dtype=np.int32)
         self._known = 0
         self._vectors = ranker.contents
@@ -114,7 +120,7 @@ class RankerView:
         unseen = np.flatnonzero(places == self.ranker.unseen)
         if self._contents is None or not len(unseen):
             return places
-        vectors = self._contents([ids[n] for n in unseen.tolist()])
+        vectors = self._contents.of([ids[n] for n in unseen.tolist()])
         for n, vector in zip(unseen.tolist(), vectors, strict=True):
             if vector.any():
                 places[n] = self._own_place(ids[n], vector)

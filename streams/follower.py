@@ -52,7 +52,7 @@ class Follower:
             replica.catalogue,
             settings,
             self._nearest,
-            replica.content.of if replica.content.spec else None,
+            replica.content,
         )
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="follow")
         self._begun: Future[SwapEvent | None] | None = None

@@ -7,12 +7,14 @@ such items with a content vector of their own.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["CONTEXT", "FEATURES", "INPUTS", "OUTPUT", "RankerInputs", "context_of", "gap_buckets"]
+__all__ = ["CONTEXT", "FEATURES", "INPUTS", "OUTPUT", "Contents", "RankerInputs", "context_of", "gap_buckets"]
 
 Int64 = npt.NDArray[np.int64]
 Float32 = npt.NDArray[np.float32]
@@ -36,6 +38,17 @@ OUTPUT = "scores"
 DAY_S = 86_400.0
 GAP_BUCKETS = 16
 """Gaps between neighbouring events: 0 is none, then doubling fourfold from a second to years."""
+
+
+class Contents(Protocol):
+    """Content vectors of items; `spec` says what they are made of, by name and dimension."""
+
+    @property
+    def spec(self) -> tuple[tuple[str, int], ...]: ...
+
+    def of(self, item_ids: Sequence[str]) -> Float32:
+        """float32[n, E], zeros for an item that has none."""
+        ...
 
 
 @dataclass(slots=True)

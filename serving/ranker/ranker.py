@@ -74,9 +74,11 @@ class Ranker:
         event_types: Sequence[str] = (),
         fused: bool = False,
         contents: Float32 | None = None,
+        content: tuple[tuple[str, int], ...] = (),
     ) -> None:
         """`event_types` are the names of types 1, 2, ...; `contents` float32[V + 2, E] the content vectors of
-        the vocabulary, None where there are none."""
+        the vocabulary, None where there are none; `content` says what they are made of, by name and
+        dimension."""
         self.session = session
         self.version = version
         self.digest = digest
@@ -90,7 +92,7 @@ class Ranker:
                 f"{version}: the vocabulary of {len(self.vocabulary)} holds an item id more than once"
             )
         rows = len(self.vocabulary) + 2
-        self.has_content = contents is not None
+        self.content = content
         self.contents = np.zeros((rows, 1), dtype=np.float32) if contents is None else contents
         if len(self.contents) != rows:
             raise RankerError(f"{version}: {len(self.contents)} content vectors for {rows} places")

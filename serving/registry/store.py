@@ -134,17 +134,22 @@ class Registry:
         return manifest, digest_of(document)
 
     def fetch(
-        self, version: str, expected_digest: str | None = None, names: Iterable[str] | None = None
+        self,
+        version: str,
+        expected_digest: str | None = None,
+        names: Iterable[str] | None = None,
+        where_there: Iterable[str] = (),
     ) -> StoredVersion:
-        """Read a version's files, or those of some names, and check them. Raises RegistryError where one is
-        missing, changed, cut off or too large."""
+        """Read a version's files, or those of some names and those of `where_there` that it has, and check
+        them. Raises RegistryError where one is missing, changed, cut off or too large."""
         manifest, digest = self.manifest(version)
         if expected_digest is not None and digest != expected_digest:
             raise RegistryError(
                 f"{self.uri(version)}: digest {digest}, announced was {expected_digest}", "digest"
             )
         files: dict[str, bytes] = {}
-        for name in manifest.files if names is None else names:
+        more = [name for name in where_there if name in manifest.files]
+        for name in manifest.files if names is None else [*names, *more]:
             files[name] = self._read(version, name, self.max_file_bytes)
             self._verify(manifest, name, files[name])
         return StoredVersion(manifest, digest, files)

@@ -15,6 +15,7 @@ from typing import Literal
 
 import msgspec
 import numpy as np
+import numpy.typing as npt
 import safetensors.numpy
 from safetensors import SafetensorError
 
@@ -25,13 +26,14 @@ from serving.ranker.providers import Wish
 from serving.ranker.ranker import Ranker
 from serving.ranker.session import RankerSession
 from serving.ranker.settings import Provider, RankerSettings
-from serving.registry.manifest import GOLDEN_FILE, MODEL_FILE, VOCABULARY_FILE, Signature
+from serving.registry.manifest import CONTENTS_FILE, GOLDEN_FILE, MODEL_FILE, VOCABULARY_FILE, Signature
 from serving.registry.store import Registry, StoredVersion
 
 __all__ = ["RankerSlot", "SwapEvent", "load_verified"]
 
 logger = logging.getLogger(__name__)
 
+_READ, _READ_WHERE_THERE = (MODEL_FILE, VOCABULARY_FILE, GOLDEN_FILE), (CONTENTS_FILE,)
 _PROBE_TOLERANCE = 1e-3
 """Absolute and relative. Providers round differently by 1e-5 or so; a wrong file is off by whole units."""
 
@@ -79,7 +81,7 @@ def load_verified(
     Raises RankerRefusedError, with the reason and the numbers, at the first that fails.
     """
     try:
-        stored = registry.fetch(version, expected_digest, (MODEL_FILE, VOCABULARY_FILE, GOLDEN_FILE))  # 1, 2
+        stored = registry.fetch(version, expected_digest, _READ, _READ_WHERE_THERE)  # 1, 2
         ranker = _load(stored, wish or Wish(provider))  # 3
         latency_ms = median_latency_ms(ranker)  # 4
         if latency_budget_ms is not None and latency_ms > latency_budget_ms:
@@ -117,7 +119,27 @@ def _load(stored: StoredVersion, wish: Wish) -> Ranker:
         digest=stored.digest,
         event_types=manifest.event_types,
         fused=manifest.fused,
+        contents=_contents(stored),
+        content=tuple((part.name, part.dim) for part in manifest.content),
     )
+
+
+def _contents(stored: StoredVersion) -> npt.NDArray[np.float32] | None:
+    """Content vectors of the vocabulary, where the version was trained with any."""
+    manifest, data = stored.manifest, stored.files.get(CONTENTS_FILE)
+    if data is None:
+        return None
+    try:
+        contents = safetensors.numpy.load(data)["contents"]
+    except (SafetensorError, KeyError) as error:
+        raise RankerError(f"{CONTENTS_FILE} can't be read: {error!r}", "file") from error
+    width = sum(part.dim + 1 for part in manifest.content)  # and a mask for each
+    expected = (manifest.vocabulary_size + 2, width)
+    if contents.shape != expected or contents.dtype != np.float32 or not np.isfinite(contents).all():
+        raise RankerError(
+            f"{CONTENTS_FILE}: {contents.dtype}{contents.shape}, expected finite float32{expected}", "file"
+        )
+    return contents
 
 
 def _probe(ranker: Ranker, golden: bytes) -> None:

@@ -7,22 +7,20 @@ serving had.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from serving.ranker.inputs import context_of
+from serving.ranker.inputs import Contents, context_of
 from serving.training.settings import TrainerSettings
 
 Int64 = npt.NDArray[np.int64]
 Int32 = npt.NDArray[np.int32]
 Float32 = npt.NDArray[np.float32]
 Bool = npt.NDArray[np.bool_]
-Contents = Callable[[Sequence[str]], Float32]
-"""Content vectors float32[n, E] of item ids, zeros where an item has none."""
 
 _COLUMNS: dict[str, type[np.generic]] = {
     "user": np.uint64,
@@ -258,15 +256,12 @@ def split_by_time(
     log: InteractionLog,
     settings: TrainerSettings,
     contents: Contents | None = None,
-    content: tuple[tuple[str, int], ...] = (),
 ) -> LogSplit:
     """Hold out the newest positive interactions by event time (ties in log order); the rest before them is
     `train`.
 
     Interactions of weight 0 are no behaviour and are left out. The vocabulary is counted on the training part
-    alone. `contents` gives content vectors float32[n, E] of item ids, made of the
-    blocks `content`. Raises NotEnoughDataError below
-    `settings.min_interactions`.
+    alone. Raises NotEnoughDataError below `settings.min_interactions`.
     """
     rows = _rows_by_user(log, settings.min_interactions)
     items = log.column("item")[rows].astype(np.int64)
@@ -301,7 +296,7 @@ def split_by_time(
         to_offset=int(offsets.max()),
         interactions=len(log),
         event_type_names=tuple(log.event_types[: int(log.column("event_type").max()) + 1]),
-        content=content,
+        content=contents.spec if contents is not None else (),
     )
 
 
@@ -373,7 +368,7 @@ def _contents_of(vocabulary: tuple[str, ...], contents: Contents | None) -> Floa
     """float32[V + 2, E]: zeros [V + 2, 1] where there is no content."""
     if contents is None:
         return np.zeros((len(vocabulary) + 2, 1), dtype=np.float32)
-    vectors = contents(vocabulary)
+    vectors = contents.of(vocabulary)
     table = np.zeros((len(vocabulary) + 2, vectors.shape[1]), dtype=np.float32)
     table[1:-1] = vectors
     return table

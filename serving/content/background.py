@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
+import sys
 import threading
 import time
 from collections import Counter, deque
@@ -14,7 +16,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from serving.content.errors import ContentError
 from serving.content.vector_cache import VectorCache
 
 __all__ = ["BackgroundEncoder", "Content", "Encoded", "Job", "Modality"]
@@ -26,6 +27,9 @@ Float32 = npt.NDArray[np.float32]
 JOBS_AT_ONCE = 256
 MADE_AT_ONCE = 16
 """Encodings between two pauses, and under one lock of the cache."""
+NICENESS = 10
+"""Of the thread, where the system has it for threads. With 5 busy processes on 2 cores, it took the 99th
+percentile of a loop beside it from 2.4 times the undisturbed one to 1.3."""
 TOLD = 20
 """Items of a modality whose trouble is logged; the others are counted."""
 
@@ -72,7 +76,8 @@ class BackgroundEncoder:
     """A queue of jobs, worked off by one daemon thread in small batches with pauses between them."""
 
     def __init__(self, modalities: Sequence[Modality], cpu_share: float) -> None:
-        """`cpu_share`: the share of time at most that the thread is at work, in (0, 1]."""
+        """`cpu_share`: the share of time at most that the thread is at work, in (0, 1]; below 1 it also gives
+        way to others."""
         self._modalities = tuple(modalities)
         self._cpu_share = cpu_share
         self.failed: Counter[str] = Counter()
@@ -112,6 +117,10 @@ class BackgroundEncoder:
             self._thread.join()
 
     def _run(self) -> None:
+        if sys.platform == "linux" and self._cpu_share < 1.0:
+            thread = threading.get_native_id()
+            niceness = max(NICENESS, os.getpriority(os.PRIO_PROCESS, thread))  # only root may take it back
+            os.setpriority(os.PRIO_PROCESS, thread, niceness)
         while not self._closed.is_set():
             with self._changed:
                 self._changed.wait_for(lambda: bool(self._jobs) or self._closed.is_set())
@@ -142,7 +151,7 @@ class BackgroundEncoder:
     def _loaded(self, modality: Modality, job: Job) -> Content | None:
         try:
             return modality.load(job.source)
-        except ContentError as error:
+        except Exception as error:  # noqa: BLE001  # what an item names may break anything
             self._tell(modality, job, error)
             return None
 

@@ -63,7 +63,7 @@ class TextEncoder:
 
     def encode(self, texts: Sequence[str]) -> Float32:
         """float32[n, D]; texts of like length share a batch, so that little is padded."""
-        ids = [encoding.ids for encoding in self._tokenizer.encode_batch(list(texts))]
+        ids = [self._tokenizer.encode(text).ids for text in texts]  # as a batch it would take every core
         order = sorted(range(len(ids)), key=lambda n: len(ids[n]))
         found: list[Float32 | None] = [None] * len(ids)
         for start in range(0, len(order), TEXTS_AT_ONCE):

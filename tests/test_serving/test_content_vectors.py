@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
+import os
+import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -328,3 +331,21 @@ def test_closing_does_not_wait_for_what_is_left(opened: Open) -> None:
         vectors.put(text, {"title": text})
     vectors.close()
     assert len(slow.encoded) <= 16
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="niceness belongs to processes elsewhere")
+@pytest.mark.parametrize(("share", "niceness"), [(0.5, 10), (1.0, 0)])
+def test_a_worker_s_encoding_gives_way_and_a_trainer_s_does_not(share: float, niceness: int) -> None:
+    seen: list[int] = []
+
+    def encode(contents: Sequence[Content]) -> np.ndarray:
+        seen.append(os.getpriority(os.PRIO_PROCESS, threading.get_native_id()))
+        return np.ones((len(contents), 2), dtype=np.float32)
+
+    mine = os.getpriority(os.PRIO_PROCESS, 0)
+    vectors = ContentVectors([dataclasses.replace(Slow().modality, encode=encode)], cpu_share=share)
+    vectors.put("a", {"title": "1"})
+    assert vectors.wait(30)
+    vectors.close()
+    assert seen == [max(mine, niceness) if share < 1.0 else mine]
+    assert os.getpriority(os.PRIO_PROCESS, 0) == mine, "the worker itself goes on as it was"

@@ -12,7 +12,7 @@ from confluent_kafka import KafkaException
 
 from online_models.errors import OnlineModelError
 from serving.ranker.errors import RankerError, RegistryError
-from streams import __version__, cli_admin, evaluate_command
+from streams import __version__, cli_admin, cli_models, evaluate_command, trainer_command
 from streams.cli_common import JSON, Context, end_within, progress_bar, show, stop_on_signals
 from streams.errors import FreshetError
 
@@ -50,9 +50,10 @@ for _command in (
     cli_admin.topics,
     cli_admin.learning_log,
     cli_admin.state,
-    cli_admin.models,
+    cli_models.models,
     cli_admin.doctor,
     evaluate_command.evaluate,
+    trainer_command.trainer,
 ):
     cli.add_command(_command)
 
@@ -84,38 +85,6 @@ def worker(context: Context, worker_id: str | None) -> None:
 def _end_here() -> None:
     logging.shutdown()
     os._exit(0)
-
-
-@cli.command()
-@click.option("--once", is_flag=True, help="Train once on all that the learning log holds, then end.")
-@JSON
-@click.pass_obj
-def trainer(context: Context, once: bool, as_json: bool) -> None:
-    """Train the deep ranker as the log grows, gate it, and announce what passes."""
-    stop_on_signals(_end_here)  # importing PyTorch takes seconds
-    try:
-        from streams.trainer import Trainer
-    except ModuleNotFoundError as error:
-        raise FreshetError(
-            f"the trainer needs {error.name}: install the `train` extra of this package."
-        ) from error
-    settings = context.settings()
-    if not once:
-        running = Trainer(settings)
-        stop_on_signals(running.stop)
-        running.run()
-        return
-    stop_on_signals(lambda: sys.exit(130))  # nothing is published before the end
-    with progress_bar("training", 100) as update:
-        record, _ = Trainer(
-            settings, lambda stage: update(round(100 * stage.fraction), f"{stage.name}: {stage.text}")
-        ).run_once()
-    if as_json:
-        show(record)
-    else:
-        click.echo(f"{record.model} {record.version} is {record.status}. {record.reason or ''}".rstrip())
-        for name, value in sorted(record.metrics.items()):
-            click.echo(f"  {name} {value:.4f}")
 
 
 @cli.command()

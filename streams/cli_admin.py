@@ -1,4 +1,4 @@
-"""Commands for operators: the embedded broker, topics, dumps, models, doctor."""
+"""Commands for operators: the embedded broker, topics, dumps, doctor."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import msgspec
 
 from streams.cli_common import JSON, Context, show, table
 
-__all__ = ["doctor", "kafka", "learning_log", "models", "state", "topics"]
+__all__ = ["doctor", "kafka", "learning_log", "state", "topics"]
 
 
 # ── the embedded broker and the topics ───────────────────────────────────────────────────────────────────
@@ -129,55 +129,7 @@ def state_dump(context: Context) -> None:
         show(row)
 
 
-# ── models, health ───────────────────────────────────────────────────────────────────────────────────────
-
-
-@click.group()
-def models() -> None:
-    """Ranker versions."""
-
-
-@models.command("list")
-@JSON
-@click.pass_obj
-def models_list(context: Context, as_json: bool) -> None:
-    """Versions in the registry and refusals on `models`; which one is live."""
-    from streams.model_commands import list_models
-
-    rows = list_models(context.settings())
-    if as_json:
-        show(rows)
-    else:
-        table(rows, ["version", "status", "ndcg_at_10", "trained_on", "reason"])
-
-
-@models.command("promote")
-@click.argument("version")
-@JSON
-@click.pass_obj
-def models_promote(context: Context, version: str, as_json: bool) -> None:
-    """Make VERSION of the registry the live one; every worker verifies it, then swaps."""
-    from streams.model_commands import promote
-
-    record = promote(context.settings(), version)
-    if as_json:
-        show(record)
-    else:
-        click.echo(f"{record.model} {record.version} is live")
-
-
-@models.command("rollback")
-@JSON
-@click.pass_obj
-def models_rollback(context: Context, as_json: bool) -> None:
-    """Make the version before the live one live again."""
-    from streams.model_commands import rollback
-
-    record = rollback(context.settings())
-    if as_json:
-        show(record)
-    else:
-        click.echo(f"{record.model} {record.version} is live")
+# ── health ───────────────────────────────────────────────────────────────────────────────────────────────
 
 
 @click.command()

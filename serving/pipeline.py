@@ -21,11 +21,11 @@ from serving.catalogue import Catalogue
 from serving.explanations import ranked_list
 from serving.filters import Filter
 from serving.query import Query, QueryBatch, RankedBatch, RankedList
+from serving.ranker.inputs import Contents
 from serving.ranker.layout import warm_up
 from serving.ranker.ranker import Ranker
 from serving.retrieval import FactorCandidates, Retriever
 from serving.scoring import (
-    Contents,
     Opinion,
     RankerView,
     Scores,

@@ -18,8 +18,9 @@ import numpy.typing as npt
 from online_models.item_state import ItemState
 from serving import kernels
 from serving.query import QueryBatch
+from serving.ranker.inputs import Contents
 from serving.ranker.ranker import Asked, Ranker
-from serving.scoring import Contents, Opinion, RankerView, Standing, asked_of, blended
+from serving.scoring import Opinion, RankerView, Standing, asked_of, blended
 from serving.settings import ServingSettings
 
 __all__ = ["COMPARED", "ShadowScorer", "Shadowed", "best_columns"]

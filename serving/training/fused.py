@@ -44,7 +44,8 @@ class FusionHead(nn.Module):
         weights = nn.functional.softplus(self.gate(context))
         whole = torch.cat([z, context.unsqueeze(1).expand(-1, z.shape[1], -1)], dim=2)
         correction = self.out(torch.tanh(self.hidden(whole))).squeeze(2)
-        return torch.matmul(z, weights.unsqueeze(2)).squeeze(2) + correction
+        joined: Tensor = torch.matmul(z, weights.unsqueeze(2)).squeeze(2) + correction
+        return joined
 
 
 class ExportedRanker(nn.Module):

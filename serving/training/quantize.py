@@ -25,6 +25,7 @@ __all__ = ["float16", "int8_dynamic", "int8_rows", "int8_static", "sparse"]
 
 _LEAST_ROWS = 64
 """Tables below this keep float32: three operators more for a few hundred bytes don't pay."""
+_LIVE = ("context", "features")
 _PRODUCTS = ["MatMul", "Gemm"]
 _COMMON = {
     "op_types_to_quantize": _PRODUCTS,
@@ -64,19 +65,28 @@ def int8_rows(model: bytes) -> bytes:
 def int8_dynamic(model: bytes) -> bytes:
     """Products with constant weights in int8; what comes in is scaled by its own range in each call.
 
-    A score then depends a little on who else is in the call.
+    A score then depends a little on who else is in the call. What reads context or features stays float32:
+    it is small, and its inputs have no fixed range.
     """
-    return _quantised(model, lambda source, target: quantization.quantize_dynamic(source, target, **_COMMON))
+
+    def write(source: onnx.ModelProto, target: str) -> None:
+        quantization.quantize_dynamic(
+            source, target, nodes_to_exclude=_fed_by(source.graph, _LIVE), **_COMMON
+        )
+
+    return _quantised(model, write)
 
 
 def int8_static(model: bytes, calibration: Iterable[RankerInputs]) -> bytes:
-    """Products with constant weights in int8; what comes in is scaled by the range seen in `calibration`."""
+    """Products with constant weights in int8; what comes in is scaled by the range seen in `calibration`.
+    What reads context or features stays float32."""
 
     def write(source: onnx.ModelProto, target: str) -> None:
         quantization.quantize_static(
             source,
             target,
             _Calibration(calibration),
+            nodes_to_exclude=_fed_by(source.graph, _LIVE),
             quant_format=quantization.QuantFormat.QOperator,
             activation_type=quantization.QuantType.QUInt8,
             **_COMMON,
@@ -132,6 +142,16 @@ def _quantised(model: bytes, write: Callable[[onnx.ModelProto, str], None]) -> b
             return target.read_bytes()
     finally:
         logger.setLevel(level)
+
+
+def _fed_by(graph: onnx.GraphProto, inputs: Iterable[str]) -> list[str]:
+    """Names of the operators that read, directly or not, one of the inputs. Operators stand in order."""
+    reached, names = set(inputs), []
+    for node in graph.node:
+        if reached & set(node.input):
+            reached.update(node.output)
+            names.append(node.name)
+    return names
 
 
 def _is_table(tensor: onnx.TensorProto, graph: onnx.GraphProto) -> bool:

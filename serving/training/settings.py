@@ -98,6 +98,8 @@ class TrainerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     `device`: "auto" is a GPU where PyTorch sees one. `precision`: on a GPU, "auto" is bf16 where it has it,
     else fp16; a CPU computes in fp32.
     `max_interactions`: the newest so many are kept and trained on, which bounds the trainer's memory.
+    `head_examples`: newest events whose lists are kept, to fit the head that joins in the online features and
+    to judge rankers as they will be served; 0 trains none.
     `loss`: "auto" is the network's own. `full_softmax_limit`: above this vocabulary, sampled softmax with
     `negatives` draws a batch replaces the full one. `negatives_per_target`: draws of "bce" and "gbce";
     `gbce_calibration`: 0 is plain cross-entropy, 1 undoes its overconfidence (Petrov and Macdonald 2023).
@@ -138,6 +140,7 @@ class TrainerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     slice_fraction: Fraction = 0.05
     slice_max_events: Positive = 2000
     validation_fraction: Fraction = 0.05
+    head_examples: Annotated[int, msgspec.Meta(ge=0)] = 20_000
     loss: Loss = "auto"
     full_softmax_limit: Positive = 20_000
     negatives: Positive = 1024

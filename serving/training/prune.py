@@ -17,8 +17,8 @@ from torch.nn.utils import parametrize
 from serving.training.dataset import LogSplit
 from serving.training.device import Place
 from serving.training.networks.base import SequenceNetwork
-from serving.training.settings import TrainerSettings
 from serving.training.objective import Objective
+from serving.training.settings import TrainerSettings
 from serving.training.step import Stepper
 from serving.training.windows import hold_out_newest, training_batches
 

@@ -13,7 +13,7 @@ import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, get_args, get_origin
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 import msgspec
 from msgspec import Meta
@@ -142,6 +142,13 @@ class ScheduleSettings(_Section, frozen=True, kw_only=True, forbid_unknown_field
     """Train again once this many interactions have come since the last training began."""
     every_s: Seconds = 3600.0
     """Or once this much time has passed and anything new has come; 0 turns the clock off."""
+    on_drift: bool = False
+    """Or once the online models' hits on new interactions have fallen: an alarm of `drift_detector`."""
+    drift_detector: Literal["adwin", "page_hinkley", "kswin"] = "adwin"
+    from_offset: Annotated[int, Meta(ge=0)] = 0
+    """Read `interactions` from here on."""
+    from_time: str = ""
+    """Or from the first record at or after this time: ms since the epoch, or RFC 3339."""
     niceness: Annotated[int, Meta(ge=0, le=19)] = 19
     """Scheduling priority given up, so that training beside a worker does not slow it."""
 

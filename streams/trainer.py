@@ -1,9 +1,12 @@
 """`freshet trainer`: follow the learning log, train now and then, announce what passes the gate.
 
-    interactions ─► columns ─► serving.training.run_slow_path ─► registry ─► models topic
+    interactions ─► columns, examples ─► serving.training.run_slow_path ─► registry ─► models topic
 
-The trainer has no state of its own: the log is the data, the registry the result, and the `models` topic says
-which version is live. A killed trainer starts again from those three.
+The trainer has no state of its own but what a training under way needs to be continued: the log is the data,
+the registry the result, and the `models` topic says which version is live. One that was killed in the middle
+of a training reads the log up to where that training had, and continues it from its last epoch.
+
+Started by torchrun, the first process decides when to train and on what, and all train together.
 """
 
 from __future__ import annotations
@@ -12,26 +15,30 @@ import logging
 import os
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable
 from datetime import UTC, datetime
+from pathlib import Path
 
 import msgspec
-import numpy as np
 
-from online_models.learning_batch import LEARN, WITHDRAW
 from serving.ranker.errors import RankerError, RegistryError
-from serving.training.dataset import InteractionLog, NotEnoughDataError
+from serving.training.checkpoint import write
+from serving.training.dataset import NotEnoughDataError
+from serving.training.device import DeviceError
+from serving.training.distributed import ALONE, World
 from serving.training.slow_path import Outcome, Stage, prepare, run_slow_path
 from serving.training.train import TrainingDivergedError
 from streams.errors import FreshetError
 from streams.events import ModelRecord
-from streams.learning_log import FORGET_ITEM, FORGET_USER, LogRecord, decode_record
+from streams.learning_log import decode_record
 from streams.model_records import announce, live_record, model_records, open_registry
 from streams.reading import PartitionReader, watermarks, where
 from streams.records import Record
-from streams.settings import Settings
+from streams.settings import Settings, default_state_dir
 from streams.topic_admin import check_layout
+from streams.trainer_drift import DriftWatch
+from streams.trainer_log import TrainingLog, made_replay
+from streams.trainer_start import first_offset
 
 __all__ = ["Trainer"]
 
@@ -40,28 +47,46 @@ log = logging.getLogger("freshet.trainer")
 IDLE_S = 0.2
 RETRY_S = 30.0
 """Wait after a training that failed for a reason of its own, before the schedule is asked again."""
+NOTHING, STOP = -1.0, -2.0
+"""What the first process says when there is nothing to train, and at the end; else the offset to train to."""
 
 
 class TrainingInterrupted(BaseException):
-    """A signal came in the middle of a training: nothing of it is kept, and nothing half done is left."""
+    """A signal came in the middle of a training: nothing is published, and the next start continues it."""
+
+
+class _Begun(msgspec.Struct, frozen=True):
+    """A training under way: the log up to this offset, exclusive, and the version it started from."""
+
+    to_offset: int
+    champion: str | None
 
 
 class Trainer:
-    """Reads `interactions` from its beginning, and trains when the schedule says so."""
+    """Reads `interactions`, and trains when the schedule says so."""
 
-    def __init__(self, settings: Settings, progress: Callable[[Stage], None] | None = None) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        progress: Callable[[Stage], None] | None = None,
+        world: World = ALONE,
+    ) -> None:
         self._settings = settings
         self._progress = progress
+        self._world = world
         self._schedule = settings.schedule
-        self._topic = settings.names["interactions"]
+        self._key = (settings.names["interactions"], 0)
         self._stop = threading.Event()
         self._training = False
-        self._data = InteractionLog()
-        self._taken_back = TakenBack()
-        self._types: dict[str, int] = {}
+        self._start = 0
+        self._drift = DriftWatch(self._schedule.drift_detector)
+        self._log = TrainingLog(settings.trainer.max_interactions)
         self._trained_at = 0
         self._trained_s = time.monotonic()
         self.registry = open_registry(settings)
+        self._folder = (
+            default_state_dir() / "training" / f"{settings.topics.prefix}{self.registry.model_name}"
+        )
 
     def stop(self) -> None:
         """End soon; to be called from a signal handler, which interrupts a training that is under way."""
@@ -81,73 +106,129 @@ class Trainer:
             return
         finally:
             self._training = False
-        reader = PartitionReader(self._settings, {(self._topic, 0): 0})
+        reader = self._open()
         try:
-            while not self._stop.is_set():
-                for message in reader.poll(500, IDLE_S):
-                    self._append(message)
-                if self._due():
+            self._continue(reader)
+            while (target := self._world.agree(self._next(reader))) != STOP:
+                if target != NOTHING and self._read_to(reader, int(target)):
                     self._train_by_schedule()
         finally:
             reader.close()
-        log.info("trainer stopped after %d interactions", len(self._data))
+        log.info("trainer stopped after %d interactions", self._log.seen)
 
-    def run_once(self) -> tuple[ModelRecord, Outcome]:
-        """Train on all that the log holds now.
+    def run_once(self) -> tuple[ModelRecord | None, Outcome | None]:
+        """Train on all that the log holds now; both are None on every process but the first.
 
         Raises:
             FreshetError: there is too little to train on, or the training failed.
         """
         check_layout(self._settings)
-        [(_, end)] = watermarks(self._settings, [(self._topic, 0)]).values()
-        reader = PartitionReader(self._settings, {(self._topic, 0): 0})
+        [(_, end)] = watermarks(self._settings, [self._key]).values()
+        reader = self._open()
         try:
-            reader.read_to({(self._topic, 0): end}, self._append, should_stop=self._stop.is_set)
+            self._read_to(reader, int(self._world.agree(end)))
         finally:
             reader.close()
-        return self._train()
+        return self._train(self._live())
+
+    def _open(self) -> PartitionReader:
+        """A reader that stands where the settings say, and the columns and examples that it fills."""
+        settings = self._settings
+        self._start = int(self._world.agree(first_offset(settings)))
+        [(low, end)] = watermarks(settings, [self._key]).values()
+        replay = None
+        if max(low, self._start) == 0 and self._world.leads:
+            replay = made_replay(settings, self._drift)
+        self._log = TrainingLog(settings.trainer.max_interactions, replay)
+        self._log.follow_to(end, settings.trainer.head_examples)
+        return PartitionReader(settings, {self._key: self._start})
 
     def _append(self, message: Record) -> None:
-        record = decode_record(message.value(), where(message))
-        append_record(self._data, record, message.offset(), self._types)
-        self._taken_back.add(record, message.offset())
+        name = where(message)
+        self._log.add(decode_record(message.value(), name), message.offset(), name)
+
+    def _read_to(self, reader: PartitionReader, end: int) -> bool:
+        return reader.read_to({self._key: end}, self._append, should_stop=self._stop.is_set)
+
+    def _next(self, reader: PartitionReader) -> float:
+        """For the first process: read on for a moment; what all are to do then."""
+        if not self._world.leads:
+            return NOTHING
+        if self._stop.is_set():
+            return STOP
+        for message in reader.poll(500, IDLE_S):
+            self._append(message)
+        return float(reader.positions[self._key]) if self._due() else NOTHING
 
     def _due(self) -> bool:
-        new = len(self._data) - self._trained_at
-        if new == 0 or len(self._data) < self._settings.trainer.min_interactions:
+        new = self._log.seen - self._trained_at
+        if new == 0 or self._log.seen < self._settings.trainer.min_interactions:
             return False
         waited = time.monotonic() - self._trained_s >= self._schedule.every_s > 0
-        return new >= self._schedule.every_interactions or waited
+        drifted = self._schedule.on_drift and self._drift.due
+        return new >= self._schedule.every_interactions or waited or drifted
 
-    def _train_by_schedule(self) -> None:
+    def _continue(self, reader: PartitionReader) -> None:
+        """Take up a training that a former process was killed in."""
+        data = self._begun.read_bytes() if self._world.leads and self._begun.exists() else b""
+        try:
+            begun = msgspec.json.decode(self._world.share(data), type=_Begun)
+        except msgspec.MsgspecError:
+            return
+        [(_, end)] = watermarks(self._settings, [self._key]).values()
+        if begun.to_offset <= self._world.agree(end) and self._read_to(reader, begun.to_offset):
+            log.info("continuing the training on the log up to offset %d", begun.to_offset)
+            self._train_by_schedule(begun)
+
+    def _train_by_schedule(self, begun: _Begun | None = None) -> None:
         try:
             self._training = True
-            self._train()
+            self._train(begun.champion if begun is not None else self._live())
         except TrainingInterrupted:
-            log.info("training interrupted; the live version stays")
+            log.info("training interrupted; the live version stays, and the next start continues")
         except FreshetError as error:
             log.warning("%s", error)
             self._stop.wait(RETRY_S if not isinstance(error.__cause__, NotEnoughDataError) else 0)
         finally:
             self._training = False
 
-    def _train(self) -> tuple[ModelRecord, Outcome]:
-        self._trained_at, self._trained_s = len(self._data), time.monotonic()
-        name = self._settings.registry.model_name
-        live = live_record(model_records(self._settings), name)
+    def _live(self) -> str | None:
+        """The version that is live, as the first process reads it."""
+        live = None
+        if self._world.leads:
+            live = live_record(model_records(self._settings), self.registry.model_name)
+        return self._world.share((live.version if live is not None else "").encode()).decode() or None
+
+    def _train(self, champion: str | None) -> tuple[ModelRecord | None, Outcome | None]:
+        self._trained_at, self._trained_s = self._log.seen, time.monotonic()
+        self._drift.trained()
+        interactions = self._log.interactions()
+        if self._world.leads:
+            write(self._begun, msgspec.json.encode(_Begun(self._log.offset + 1, champion)))
         try:
             outcome = run_slow_path(
-                self._taken_back.rest_of(self._data),
+                interactions,
                 self.registry,
                 self._settings.trainer,
-                live.version if live is not None else None,
+                champion,
                 self._say,
+                examples=self._log.examples(interactions),
+                world=self._world,
+                folder=self._folder,
             )
-        except (NotEnoughDataError, TrainingDivergedError, RankerError, RegistryError) as error:
-            raise FreshetError(f"training on {len(self._data)} interactions: {error}") from error
-        record = _announcement(name, outcome, self._settings.registry_url)
+        except (NotEnoughDataError, TrainingDivergedError, DeviceError, RankerError, RegistryError) as error:
+            self._begun.unlink(missing_ok=True)
+            raise FreshetError(f"training on {len(interactions)} interactions: {error}") from error
+        if outcome is None:
+            return None, None
+        record = announcement(self.registry.model_name, outcome, self._settings.registry_url)
         announce(self._settings, record)
+        self._begun.unlink(missing_ok=True)
         return record, outcome
+
+    @property
+    def _begun(self) -> Path:
+        return self._folder / "begun.json"
 
     def _say(self, stage: Stage) -> None:
         log.info("%3.0f%% %s: %s", 100 * stage.fraction, stage.name, stage.text)
@@ -155,78 +236,7 @@ class Trainer:
             self._progress(stage)
 
 
-class TakenBack:
-    """What the log says must not be trained on any more: withdrawn interactions, forgotten users, and what
-    was done with items before they were forgotten."""
-
-    def __init__(self) -> None:
-        self._withdrawn: dict[int, Counter[tuple[str, int]]] = {}
-        self._forgotten: set[int] = set()
-        self._items: dict[str, int] = {}
-        """Offset in the log up to which an item is forgotten."""
-
-    def add(self, record: LogRecord, offset: int) -> None:
-        """Take the log record at `offset` in."""
-        if not record.kind:
-            return
-        kinds, tokens = record.kinds, record.column("token", "<u8")
-        self._forgotten |= set(tokens[kinds == FORGET_USER].tolist())
-        items, times, item_ids = (
-            record.column("item", "<i4"),
-            record.column("time_ms", "<i8"),
-            record.item_ids,
-        )
-        for item in items[kinds == FORGET_ITEM].tolist():  # what the same record says of it stands before
-            self._items[item_ids[item]] = offset
-        trained_on = record.column("weight", "<f4") > 0
-        for n in np.flatnonzero((kinds == WITHDRAW) & trained_on).tolist():
-            of_user = self._withdrawn.setdefault(int(tokens[n]), Counter())
-            of_user[item_ids[items[n]], int(times[n])] += 1
-
-    def rest_of(self, data: InteractionLog) -> InteractionLog:
-        """`data` without them; of interactions alike the newest go first."""
-        if not self._withdrawn and not self._forgotten and not self._items:
-            return data
-        user, item, time_ms = (data.column(name) for name in ("user", "item", "time_ms"))
-        keep = ~np.isin(user, np.array(sorted(self._forgotten), np.uint64))
-        if self._items:
-            forgotten = np.array([self._items.get(item_id, -1) for item_id in data.item_ids], np.int64)
-            keep &= data.column("offset") > forgotten[item]
-        left = {token: gone.copy() for token, gone in self._withdrawn.items()}
-        moments = {moment for gone in left.values() for _, moment in gone}
-        concerned = keep & np.isin(user, np.array(sorted(left), np.uint64))
-        concerned &= np.isin(time_ms, np.array(sorted(moments), np.int64))
-        for n in np.flatnonzero(concerned)[::-1].tolist():
-            one = (data.item_ids[item[n]], int(time_ms[n]))
-            if left[int(user[n])][one] > 0:
-                left[int(user[n])][one] -= 1
-                keep[n] = False
-        rest = InteractionLog()
-        columns = ("user", "item", "time_ms", "event_type", "weight", "offset")
-        rest.append(item_ids=data.item_ids, **{name: data.column(name)[keep] for name in columns})
-        return rest
-
-
-def append_record(data: InteractionLog, record: LogRecord, offset: int, types: dict[str, int]) -> None:
-    """Add a log record's positive interactions to `data`: what recent items are made of when serving.
-
-    `types` numbers the event types as they come.
-    """
-    item = record.column("item", "<i4")
-    keep = (item >= 0) & (record.column("weight", "<f4") > 0) & (record.kinds == LEARN)
-    codes = [types.setdefault(name, min(len(types), 255)) for name in record.event_types]
-    data.append(
-        user=record.column("token", "<u8")[keep],
-        item_ids=record.item_ids,
-        item=item[keep],
-        time_ms=record.column("time_ms", "<i8")[keep],
-        event_type=[codes[index] for index in record.column("event_type", "u1")[keep].tolist()],
-        weight=record.column("weight", "<f4")[keep],
-        offset=offset,
-    )
-
-
-def _announcement(name: str, outcome: Outcome, uri: str) -> ModelRecord:
+def announcement(name: str, outcome: Outcome, uri: str) -> ModelRecord:
     """The outcome as a record of `models`: the live version, or a refusal with its numbers."""
     report, published = outcome.report, outcome.published
     scores = {

@@ -11,6 +11,7 @@ from pathlib import Path
 import safetensors.numpy
 
 from serving.ranker.errors import RankerRefusedError, RegistryError
+from serving.ranker.inputs import Contents
 from serving.ranker.ranker import Ranker
 from serving.ranker.session import RankerSession
 from serving.registry.manifest import MODEL_FILE, WEIGHTS_FILE, GateReport
@@ -98,7 +99,8 @@ def run_slow_path(
         trained = train(split, settings, warm_start, clock.epoch, Place.of(settings, world, own))  # 2
         if not world.leads:
             return None
-        outcome = _judged(trained, split, registry, settings, incumbent, examples, clock, problem)  # 3 to 6
+        data = Judged(split.newest, split.popularity, examples, split.event_type_names, contents)
+        outcome = _judged(trained, split, data, registry, incumbent, clock, problem)  # 3 to 6
     except Exception:
         _remove(own, world)  # what failed once would fail again from there
         raise
@@ -109,24 +111,23 @@ def run_slow_path(
 def _judged(
     trained: TrainedNetwork,
     split: LogSplit,
+    data: Judged,
     registry: Registry,
-    settings: TrainerSettings,
     incumbent: _Champion | None,
-    examples: Examples | None,
     clock: _Clock,
     problem: str,
 ) -> Outcome:
+    settings = trained.settings
     clock.stage("export", 0.8, f"NDCG@10 {trained.ndcg_at_10:.4f} on the newest training events")
     created_at_ms = int(time.time() * 1000)
     ranker = ExportedRanker(trained.network)
     model, export = _exported(ranker, settings)
     product = Product(trained, split, ranker, model, export, version_of(created_at_ms, model), created_at_ms)
     clock.stage("gate", 0.9, f"{len(split.newest)} events")
-    judged = Judged(split.newest, split.popularity, examples, split.event_type_names, contents)
     report = gate(
         _challenger(product, settings),
         incumbent.ranker if incumbent is not None else None,
-        judged,
+        data,
         settings.gate,
         export.parity,
         weights=trained.weights(),

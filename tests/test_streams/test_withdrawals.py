@@ -28,7 +28,7 @@ from streams.learning_log import (
     learn_record,
     learning_batches,
 )
-from streams.trainer import TakenBack, append_record
+from streams.trainer_log import TakenBack, append_record
 from streams.user_records import COLD_PREFIX
 from streams.validation import Tombstone
 from tests.test_streams.user_model import (
@@ -441,7 +441,7 @@ def test_nothing_that_was_taken_back_is_trained_on() -> None:
     log += [decode_record(value, "here") for value in worker.learner.log.pack(rows)]
     log += _logged(worker, [Ev("w", "h3", 9, "d")])
     for offset, record_ in enumerate(log):
-        append_record(data, record_, offset, {})
+        append_record(data, record_, offset)
         taken_back.add(record_, offset)
     rest = taken_back.rest_of(data)
     assert len(data) == 8

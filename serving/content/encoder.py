@@ -129,7 +129,7 @@ def _tokenizer(source: Path | bytes, max_tokens: int) -> Any:
     except ImportError as error:
         raise ContentError(
             f"texts are cut into tokens by the package tokenizers, which can't be loaded ({error}): "
-            "pip install 'freshet[text]'"
+            "install the `text` extra of this package"
         ) from error
     try:
         text = source.decode("utf-8") if isinstance(source, bytes) else source.read_text("utf-8")

@@ -61,7 +61,7 @@ class _Graph:
         except ImportError as error:
             raise ContentError(
                 f"the text encoder's graph is made with the package onnx, which can't be loaded ({error}): "
-                "pip install 'freshet[text]'"
+                "install the `text` extra of this package"
             ) from error
         self._onnx: Any = onnx
         self._weights, self._heads, self._epsilon = weights, heads, epsilon

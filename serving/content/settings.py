@@ -9,7 +9,7 @@ from msgspec import Meta
 
 __all__ = ["ContentSettings", "EncoderSettings"]
 
-Dimension = Annotated[int, Meta(ge=1, le=65_536)]
+Dimension = Annotated[int, Meta(ge=1, le=4096)]
 Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_.-]+$", max_length=64)]
 Channels = tuple[float, float, float]
 
@@ -44,7 +44,7 @@ class ContentSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     """What is known of items beyond their ids. Trainer and workers must have these alike."""
 
     text: bool = False
-    """Encode items' texts; needs the extra `text`."""
+    """Encode items' texts; needs the `text` extra."""
     text_model: str = ""
     """Path or fsspec URL of a folder with model.onnx and tokenizer.json; "": all-MiniLM-L6-v2, fetched."""
     text_fields: Annotated[tuple[Name, ...], Meta(min_length=1)] = ("title", "categories", "description")

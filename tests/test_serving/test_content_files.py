@@ -137,7 +137,7 @@ def test_without_pillow_images_are_told_and_arrays_go_on(
     encoder = FileEncoder(flat_encoder(tmp_path / "m.onnx", [2]), settings())
     monkeypatch.setitem(sys.modules, "PIL", None)
     monkeypatch.setitem(sys.modules, "PIL.Image", None)
-    with pytest.raises(ContentError, match=r"a\.jpg: .*pip install 'freshet\[images\]'"):
+    with pytest.raises(ContentError, match=r"a\.jpg: .*install the `images` extra"):
         encoder.encode("a.jpg", b"whatever")
     np.testing.assert_allclose(encoder.encode("a.npy", npy(np.array([3.0, 4.0]))), [0.6, 0.8], atol=1e-6)
 

@@ -163,7 +163,7 @@ def test_a_missing_package_is_named_with_its_extra(
         package, lambda: open_content(settings, tmp_path)
     )
     monkeypatch.setitem(sys.modules, package, None)
-    with pytest.raises(ContentError, match=rf"{package}.*pip install 'freshet\[text\]'"):
+    with pytest.raises(ContentError, match=rf"{package}.*install the `text` extra"):
         opened()
 
 

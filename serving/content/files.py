@@ -93,8 +93,8 @@ def _image(data: bytes, port: Port, settings: EncoderSettings) -> npt.NDArray[An
         image, ops = importlib.import_module("PIL.Image"), importlib.import_module("PIL.ImageOps")
     except ImportError as error:
         raise ContentError(
-            f"images are decoded by Pillow, which can't be loaded ({error}): install the `images` extra of this "
-            "package, or give .npy arrays"
+            f"images are decoded by Pillow, which can't be loaded ({error}): install the `images` extra of "
+            "this package, or give .npy arrays"
         ) from error
     side = settings.size
     try:

@@ -153,6 +153,9 @@ class ModelRecord(msgspec.Struct, kw_only=True):
     against: str | None = None
     """Of a live version: the one before it, which is scored beside it until a verdict."""
     against_digest: str | None = None
+    replaces: str | None = None
+    """Of a live version that a worker's verdict made so: the live version that the verdict was about. Where
+    another is live by now, the record counts for nothing."""
     trial: str | None = None
     """What a worker's verdict came out of: `shadow`, `probation` or `load`."""
     metrics: dict[str, float] = {}

@@ -70,6 +70,7 @@ def live_announcement(
     return msgspec.structs.replace(
         record,
         status="live",
+        replaces=None,
         against=live.version if live is not None and watched else None,
         against_digest=live.digest if live is not None and watched else None,
     )

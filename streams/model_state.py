@@ -44,12 +44,19 @@ class ModelState:
         self.shadow: ModelRecord | None = None
         self.superseded: list[ModelRecord] = []
         """Shadows that another one came after before there was a verdict."""
+        self.overtaken = False
+        """Whether the newest live record counts for nothing, because another version went live before it."""
 
     def take(self, record: ModelRecord) -> bool:
         """Take the next record; False when it says nothing of this model."""
         if record.model != self._model:
             return False
+        if record.status == "live" and self.live is not None and record.replaces is not None:
+            self.overtaken = record.replaces != self.live.version
+            if self.overtaken:
+                return True
         if record.status == "live" and record.digest is not None:
+            self.overtaken = False
             if self.live is not None and self.live.version != record.version:
                 self.before = self.live
             self.live = record

@@ -18,7 +18,7 @@ from serving.ranker.errors import FAULTS_OF_THE_VERSION
 from serving.registry.swap import Role, SwapEvent
 from serving.registry.verdict import PairedCounts, Verdict, probation_verdict, shadow_verdict
 from streams.events import ModelRecord, TrialStats
-from streams.model_records import key_of, live_announcement
+from streams.model_records import key_of, live_announcement, open_registry
 from streams.model_state import ModelState, Trial
 from streams.reading import PartitionReader, watermarks, where
 from streams.replica import Replica
@@ -46,6 +46,7 @@ class Verdicts:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
+        self._uri = open_registry(settings).uri
         topic = settings.names["worker-stats"]
         ends = watermarks(settings, [(topic, 0)], isolation="read_committed")
         self._reader = PartitionReader(settings, {key: end for key, (_, end) in ends.items()})
@@ -56,6 +57,7 @@ class Verdicts:
         """Whether `_trial` has ended, as far as this worker could say so: the record is on its way."""
         self._refusals: dict[Role, SwapEvent] = {}
         """Those that something was said of."""
+        self._put_right: ModelRecord | None = None
         self._ended: set[tuple[str, str | None]] = set()
         self._due = 0.0
 
@@ -71,7 +73,9 @@ class Verdicts:
             self._trial, self._told = models.trial, False
             self._parts.clear()
         self._read()
-        records = self._superseded(models) + (self._refused(replica) or self._judged(models))
+        records = self._superseded(models) + (
+            self._overtaken(models) or self._refused(replica) or self._judged(models)
+        )
         for record in records:
             log.warning("%s %s is %s: %s", record.model, record.version, record.status, record.reason)
         return [
@@ -112,6 +116,16 @@ class Verdicts:
         self._ended |= {(one.version, one.digest) for one in old}
         return [self._record(one, "dropped", reason, "shadow") for one in old]
 
+    def _overtaken(self, models: ModelState) -> list[ModelRecord]:
+        """A verdict came after the record that it should have come before: the topic's last word is put
+        right, for whoever reads only that."""
+        live = models.live
+        if not models.overtaken or live is None or live is self._put_right:
+            return []
+        self._put_right = live
+        again = msgspec.structs.replace(live, replaces=None)
+        return [msgspec.structs.replace(again, published_at=int(time.time() * 1000))]
+
     def _judged(self, models: ModelState) -> list[ModelRecord]:
         """How the trial in hand ended, if it has, or a shadow's that has nothing to be compared with."""
         if self._trial is None:
@@ -144,12 +158,12 @@ class Verdicts:
             return []
         if verdict.outcome == "kept":
             kept = msgspec.structs.replace(live, against=None, against_digest=None)
-            return [self._record(kept, "live", reason, trial.kind, numbers)]
+            return [self._record(kept, "live", reason, trial.kind, numbers, live.version)]
         if verdict.outcome == "rolled_back":
-            former = self._former(models, trial)
+            former = self._former(models, live, trial)
             why = f"{trial.live} was rolled back: {reason}"
             return [
-                self._record(former, "live", why, trial.kind, numbers),
+                self._record(former, "live", why, trial.kind, numbers, live.version),
                 self._record(live, "dropped", reason, trial.kind, numbers),
             ]
         if shadow is None:
@@ -157,7 +171,8 @@ class Verdicts:
         ended = self._record(shadow, verdict.outcome, reason, trial.kind, numbers)
         if verdict.outcome == "dropped":
             return [ended]
-        return [live_announcement(ended, live, self._settings), ended]
+        promoted = live_announcement(ended, live, self._settings)
+        return [msgspec.structs.replace(promoted, replaces=live.version), ended]
 
     def _unopposed(self, models: ModelState) -> list[ModelRecord]:
         """A shadow while nothing is live serves at once: there is nothing to lose."""
@@ -199,19 +214,21 @@ class Verdicts:
             return [refused]
         known = before is not None and before.version == serving.version
         metrics = before.metrics if before is not None and known else {}
-        again = msgspec.structs.replace(
-            live, version=serving.version, digest=serving.digest, metrics=metrics, trained_on={}
-        )
-        return [self._record(again, "live", f"it goes on serving: {event.reason}", "load"), refused]
+        again = self._other(live, serving.version, serving.digest, metrics)
+        why = f"it goes on serving: {event.reason}"
+        return [self._record(again, "live", why, "load", replaces=live.version), refused]
 
-    def _former(self, models: ModelState, trial: Trial) -> ModelRecord:
+    def _former(self, models: ModelState, live: ModelRecord, trial: Trial) -> ModelRecord:
         """The record of the version before the live one, as far as it is known."""
-        before, live = models.before, models.live
+        before = models.before
         if before is not None and before.version == trial.other:
             return before
-        assert live is not None
+        return self._other(live, trial.other, trial.other_digest, {})
+
+    def _other(self, of: ModelRecord, version: str, digest: str, metrics: dict[str, float]) -> ModelRecord:
+        """A record of another version than `of`."""
         return msgspec.structs.replace(
-            live, version=trial.other, digest=trial.other_digest, metrics={}, trained_on={}
+            of, version=version, digest=digest, uri=self._uri(version), metrics=metrics, trained_on={}
         )
 
     def _record(
@@ -221,6 +238,7 @@ class Verdicts:
         reason: str,
         trial: str | None = None,
         numbers: dict[str, float] | None = None,
+        replaces: str | None = None,
     ) -> ModelRecord:
         """`of` with another status, said now."""
         return msgspec.structs.replace(
@@ -228,6 +246,7 @@ class Verdicts:
             status=status,
             reason=reason,
             trial=trial,
+            replaces=replaces,
             metrics={**of.metrics, **(numbers or {})},
             against=None,
             against_digest=None,

@@ -8,7 +8,7 @@ from html import escape
 from online_models.evaluation import charts
 from online_models.evaluation.results import Evaluation, ModelFigures
 
-__all__ = ["COLUMNS", "cell", "html_report"]
+__all__ = ["COLUMNS", "cell", "html_page", "html_report", "html_table"]
 
 COLUMNS = {
     "hr_at_10": "HR@10", "ndcg_at_10": "NDCG@10", "hr_at_50": "HR@50", "mrr": "MRR",
@@ -49,6 +49,11 @@ def html_report(result: Evaluation) -> str:
         " chance.</p>",
         _comparisons_table(result),
     ]
+    return html_page(title, body)
+
+
+def html_page(title: str, body: Sequence[str]) -> str:
+    """A page of those parts, which are HTML already, in the style of all reports."""
     return (
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>'
         f"<style>{STYLE}</style></head>\n<body>\n" + "\n".join(body) + "\n</body></html>\n"
@@ -66,8 +71,8 @@ def cell(value: float | None, field: str) -> str:
     return f"{value:.1f}" if field.endswith("_us") else f"{value:.4f}"
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Cells are HTML already, with their <td>."""
+def html_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table; cells are HTML already, with their <td>."""
     titles = "".join(f"<th>{escape(title)}</th>" for title in head)
     lines = "".join(f"<tr>{''.join(row)}</tr>" for row in rows)
     return f"<table><thead><tr>{titles}</tr></thead><tbody>{lines}</tbody></table>"
@@ -83,7 +88,7 @@ def _models_table(models: Sequence[ModelFigures]) -> str:
             mark = ' class="best"' if field in best and value == best[field] else ""
             row.append(f"<td{mark}>{cell(value, field)}</td>")
         rows.append(row)
-    return _table(["model", *COLUMNS.values()], rows)
+    return html_table(["model", *COLUMNS.values()], rows)
 
 
 def _plots(result: Evaluation) -> list[str]:
@@ -114,9 +119,8 @@ def _slice_section(models: Sequence[ModelFigures], kind: str) -> str:
         "stream": "By place in the stream", "user_event": "First and last judged event of each user",
         "search": "The events on which parameters were searched, and those after",
     }  # fmt: skip
-    return (
-        f"<h3>{titles.get(kind, escape(kind))}</h3>{charts.bars(names, series, 'HR@10')}{_table(head, rows)}"
-    )
+    plot = charts.bars(names, series, "HR@10")
+    return f"<h3>{titles.get(kind, escape(kind))}</h3>{plot}{html_table(head, rows)}"
 
 
 def _comparisons_table(result: Evaluation) -> str:
@@ -130,4 +134,4 @@ def _comparisons_table(result: Evaluation) -> str:
         ]
         for pair in result.comparisons
     ]
-    return _table(head, rows) if rows else "<p>One model alone.</p>"
+    return html_table(head, rows) if rows else "<p>One model alone.</p>"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 import msgspec
@@ -45,6 +45,9 @@ class Product:
     export: Export
     version: str
     created_at_ms: int
+    precision: str = "fp32"
+    compression: Mapping[str, dict[str, float]] = field(default_factory=dict)
+    """Figures of each smaller graph that was tried, by its name."""
 
 
 def files_of(product: Product) -> dict[str, bytes]:
@@ -87,6 +90,8 @@ def manifest_of(
         opset=product.export.opset,
         created_at_ms=product.created_at_ms,
         code_version=_code_version(),
+        precision=product.precision,
+        compression=dict(product.compression),
         fused=is_fused,
         event_types=split.event_type_names,
         features=tuple(FEATURES) if is_fused else (),

@@ -29,6 +29,7 @@ _COLUMNS: dict[str, type[np.generic]] = {
     "event_type": np.uint8,
     "weight": np.float32,
     "offset": np.int64,
+    "value": np.float32,
 }
 
 
@@ -71,9 +72,10 @@ class InteractionLog:
         event_type: npt.ArrayLike,
         weight: npt.ArrayLike,
         offset: npt.ArrayLike,
+        value: npt.ArrayLike = np.nan,
     ) -> None:
         """Append n interactions. `item` indexes `item_ids`, the caller's own table; `offset` may be one for
-        all.
+        all, and so may `value`, what an event says of its item (rating, dwell seconds; NaN is nothing).
 
         Raises ValueError, and appends nothing, when a column's length differs, an index is out of range or a
         weight is not finite.
@@ -90,6 +92,7 @@ class InteractionLog:
             "event_type": np.asarray(event_type, dtype=np.uint8),
             "weight": np.asarray(weight, dtype=np.float32),
             "offset": np.broadcast_to(np.asarray(offset, dtype=np.int64), (n,)),
+            "value": np.broadcast_to(np.asarray(value, dtype=np.float32), (n,)),
         }
         for name, values in columns.items():
             if values.shape != (n,):
@@ -104,7 +107,7 @@ class InteractionLog:
 
     def column(self, name: str) -> npt.NDArray[Any]:
         """The used part of one column, a view: user uint64, item int32, time_ms int64, event_type uint8,
-        weight, offset."""
+        weight, offset, value."""
         return self._columns[name][: self._length]
 
     def type_codes(self, names: Sequence[str]) -> list[int]:
@@ -161,6 +164,18 @@ class Sequences:
     types: Int64  # [N] event type, from 1
     times_ms: Int64  # [N]
     targets: Bool  # [N] may be learned as the next item: weight > 0
+    values: Float32 | None = None  # [N], NaN where an event has none; None where no event has one
+
+    def chosen(self, rows: Int64 | Bool, starts: Int64) -> Sequences:
+        """The rows of a mask or in an order; `starts` int64[U + 1] says where the users then begin."""
+        return Sequences(
+            starts=starts,
+            items=self.items[rows],
+            types=self.types[rows],
+            times_ms=self.times_ms[rows],
+            targets=self.targets[rows],
+            values=None if self.values is None else self.values[rows],
+        )
 
     def __len__(self) -> int:
         return len(self.starts) - 1
@@ -284,7 +299,9 @@ def split_by_time(
     table[known] = np.arange(1, len(known) + 1)
     offsets = log.column("offset")
     vocabulary = tuple(log.item_ids[row] for row in known)
-    columns = Sequences(starts, items, types, times_ms, positive)
+    values = log.column("value")[rows]
+    has_values = bool(np.isfinite(values).any())
+    columns = Sequences(starts, items, types, times_ms, positive, values if has_values else None)
     return LogSplit(
         vocabulary=vocabulary,
         train=_sequences(columns, table[items], in_train, len(known) + 1),
@@ -354,14 +371,9 @@ def _evaluation_slice(
 
 def _sequences(columns: Sequences, places: Int64, in_train: Bool, unseen: int) -> Sequences:
     lengths = np.add.reduceat(in_train.astype(np.int64), columns.starts[:-1])
-    lengths = lengths[lengths > 0]
-    return Sequences(
-        starts=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
-        items=places[in_train],
-        types=columns.types[in_train],
-        times_ms=columns.times_ms[in_train],
-        targets=(columns.targets & (places < unseen))[in_train],
-    )
+    starts = np.concatenate([[0], np.cumsum(lengths[lengths > 0])]).astype(np.int64)
+    learned = columns.targets & (places < unseen)
+    return replace(columns, items=places, targets=learned).chosen(in_train, starts)
 
 
 def _contents_of(vocabulary: tuple[str, ...], contents: Contents | None) -> Float32:

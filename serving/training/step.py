@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -14,8 +13,8 @@ from torch.nn.parallel import DistributedDataParallel
 from serving.training.averaging import WeightAverage, rate_factor
 from serving.training.dataset import NotEnoughDataError
 from serving.training.device import Place
-from serving.training.losses import LossFunction
-from serving.training.networks.base import SequenceNetwork, Tokens
+from serving.training.networks.base import Ranking, SequenceNetwork, Tokens
+from serving.training.objective import Learned, Objective
 from serving.training.settings import TrainerSettings
 from serving.training.windows import Batch, HeldOut
 
@@ -31,60 +30,19 @@ class TrainingDivergedError(Exception):
     """The loss stopped being a number."""
 
 
-@runtime_checkable
-class _HasState(Protocol):
-    """A loss with weights of its own, which a checkpoint must hold."""
-
-    def state_dict(self) -> dict[str, Tensor]: ...
-
-    def load_state_dict(self, state: Mapping[str, Tensor]) -> object: ...
-
-
-class _Objective(nn.Module):
-    """A batch's mean loss as a module, so that DistributedDataParallel can stand around it."""
-
-    def __init__(
-        self, network: SequenceNetwork, loss_of: LossFunction, contents: Tensor, is_shared: bool
-    ) -> None:
-        super().__init__()
-        self.network = network
-        self.loss_of = loss_of
-        self._contents = [contents]  # no buffer: it need not be told to the other processes
-        self._is_shared = is_shared
-
-    def forward(self, inputs: Tokens, targets: Tensor) -> Tensor:
-        """Of tokens [B, T] and targets int64[B, T], 0 where nothing is learned; 0 where there are none."""
-        [contents] = self._contents
-        window, column = torch.where(targets > 0)
-        loss = self._of_nothing() if self._is_shared else torch.zeros((), device=targets.device)
-        if not len(window):
-            return loss
-        states = self.network.states(inputs, contents)[window, column]
-        later = torch.arange(inputs.items.shape[1], device=targets.device) > column.unsqueeze(1)
-        seen = inputs.items[window].masked_fill(later, 0)
-        seen = seen.masked_fill(seen > self.network.vocabulary_size, 0)
-        found = self.loss_of(self.network, states, targets[window, column], seen, contents)
-        return loss + found if self._is_shared else found
-
-    def _of_nothing(self) -> Tensor:
-        """0 that depends on every parameter: the processes wait for each other's gradient of each."""
-        return torch.stack([parameter.sum() for parameter in self.network.parameters()]).sum() * 0.0
-
-
 class Stepper:
     """Optimiser, loss and precision around a network; `parts` and `load` carry its state over a restart."""
 
     def __init__(
         self,
         network: SequenceNetwork,
-        loss_of: LossFunction,
-        contents: Tensor,
+        objective: Objective,
         settings: TrainerSettings,
         place: Place,
     ) -> None:
         self._network, self._settings, self._place = network, settings, place
-        self._loss_of = loss_of
-        self._objective: nn.Module = _Objective(network, loss_of, contents, place.world.size > 1)
+        self._adversary = objective.adversary
+        self._objective: nn.Module = objective
         if place.world.size > 1:
             ids = [place.device.index] if place.device.type == "cuda" else None
             self._objective = DistributedDataParallel(self._objective, device_ids=ids)
@@ -141,8 +99,8 @@ class Stepper:
         if self._scaler.is_enabled():
             numbers = self._scaler.state_dict()
             found["scaler"] = {name: torch.tensor(float(value)) for name, value in numbers.items()}
-        if isinstance(self._loss_of, _HasState):
-            found["loss"] = self._loss_of.state_dict()
+        if self._adversary is not None:
+            found["adversary"] = self._adversary.state_dict()
         return found
 
     def load(self, parts: Mapping[str, Mapping[str, Tensor]]) -> None:
@@ -159,8 +117,8 @@ class Stepper:
             self._scaler.load_state_dict(
                 {name: int(v) if name in counts else float(v) for name, v in parts["scaler"].items()}
             )
-        if isinstance(self._loss_of, _HasState):
-            self._loss_of.load_state_dict(parts["loss"])
+        if self._adversary is not None:
+            self._adversary.load_state_dict(parts["adversary"])
 
     def _step(self, batch: Batch) -> Tensor:
         """One update; gives this process's part of the batch's mean loss.
@@ -171,9 +129,11 @@ class Stepper:
         world, device = self._place.world, self._place.device
         own = batch.part(world.rank, world.size)
         share = np.count_nonzero(own.targets) / np.count_nonzero(batch.targets) if world.size > 1 else 1.0
-        targets = torch.from_numpy(own.targets).to(device)
+        learned = (own.targets, own.target_types, own.target_values)
         with self._place.autocast():
-            loss = self._objective(tokens(own, device), targets)
+            loss = self._objective(
+                tokens(own, device), Learned(*(torch.from_numpy(x).to(device) for x in learned))
+            )
         for group in self._optimizer.param_groups:
             factor = rate_factor(self._average.steps, self._settings.warm_up_steps)
             group["lr"] = self._settings.learning_rate * factor
@@ -201,7 +161,7 @@ class Stepper:
         return torch.from_numpy(rng.integers(1, vocabulary + 1, count)).to(self._place.device)
 
 
-def evaluate(network: SequenceNetwork, held_out: list[HeldOut], contents: Tensor) -> float:
+def evaluate(network: Ranking, held_out: list[HeldOut], contents: Tensor) -> float:
     """NDCG@10 on held-out targets: all items ranked less what the user had, half credit for ties; 0 where
     there are none."""
     gains: list[Tensor] = []

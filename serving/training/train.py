@@ -15,9 +15,10 @@ from serving.training import checkpoint
 from serving.training.checkpoint import Checkpoint, Numbers, epoch_seed
 from serving.training.dataset import LogSplit, Sequences
 from serving.training.device import Place
-from serving.training.losses import make_loss
+from serving.training.distillation import Ensemble
 from serving.training.networks import build_network
 from serving.training.networks.base import SequenceNetwork, Shape
+from serving.training.objective import Objective
 from serving.training.settings import TrainerSettings
 from serving.training.spectral import start_items
 from serving.training.step import Stepper, TrainingDivergedError, evaluate, tokens
@@ -74,6 +75,7 @@ def train(
     warm_start: WarmStart | None = None,
     progress: Callable[[Progress], None] | None = None,
     place: Place | None = None,
+    teacher: Ensemble | None = None,
 ) -> TrainedNetwork:
     """AdamW on cross-entropy over items at all positions at once, until the newest part of `split.train`
     stops gaining.
@@ -87,7 +89,7 @@ def train(
     DeviceError when the settings ask for what is not there.
     """
     torch.set_num_threads(settings.threads)
-    run = _Run(split, settings, warm_start, place or Place.of(settings))
+    run = _Run(split, settings, warm_start, place or Place.of(settings), teacher)
     run.resume()
     while not run.over():
         point = run.epoch()
@@ -100,7 +102,12 @@ class _Run:
     """One training from its first weights, or its newest checkpoint, to its end."""
 
     def __init__(
-        self, split: LogSplit, settings: TrainerSettings, warm_start: WarmStart | None, place: Place
+        self,
+        split: LogSplit,
+        settings: TrainerSettings,
+        warm_start: WarmStart | None,
+        place: Place,
+        teacher: Ensemble | None,
     ) -> None:
         torch.manual_seed(epoch_seed(settings.seed, 0))
         self.place, self._settings = place, settings
@@ -115,8 +122,11 @@ class _Run:
             start_items(network, self._fit, settings.seed, is_trained)
         self._network = network.to(place.device)
         self._contents = torch.from_numpy(split.contents).to(place.device)
-        loss_of = make_loss(split, settings)
-        self._stepper = Stepper(network, loss_of, self._contents, settings, place)
+        shared = place.world.size > 1
+        if teacher is not None:
+            teacher.to(place.device).eval()
+        objective = Objective(network, self._contents, split, settings, teacher, shared)
+        self._stepper = Stepper(network, objective, settings, place)
         self._trained = TrainedNetwork(network, split.vocabulary, settings)
         self._best, self._best_epoch, self._epoch = _copies(self._network), 0, 0
         self._budget, self._finished = _Budget(settings), False

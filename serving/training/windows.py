@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from serving.ranker.inputs import gap_buckets
-from serving.training.dataset import Bool, Int64, Sequences
+from serving.training.dataset import Bool, Float32, Int64, Sequences
 from serving.training.settings import TrainerSettings
 
 _LENGTH_NOISE = 4.0
@@ -23,7 +23,7 @@ the last's."""
 @dataclass(frozen=True, slots=True)
 class Batch:
     """Tokens int64[B, T] (column 0 the begin mark, 0 on the right) by item, event type and gap bucket;
-    targets int64[B, T] with 0 where nothing is learned, and their event types."""
+    targets int64[B, T] with 0 where nothing is learned, and their event types and values (NaN: none)."""
 
     inputs: Int64
     types: Int64
@@ -31,6 +31,7 @@ class Batch:
     targets: Int64
     target_types: Int64
     rows: Int64  # [B, T] row of each target in the sequences
+    target_values: Float32
 
     def part(self, number: int, of: int) -> Batch:
         """Every `of`-th window from `number` on, at the same width: one process's share."""
@@ -66,13 +67,8 @@ def hold_out(train: Sequences, held: Bool, settings: TrainerSettings) -> tuple[S
     """Split off the rows `held` bool[N]: what is left to fit on, and those that are targets, in batches."""
     keep = ~held
     lengths = np.add.reduceat(keep.astype(np.int64), train.starts[:-1])
-    fit = Sequences(
-        starts=np.concatenate([[0], np.cumsum(lengths[lengths > 0])]).astype(np.int64),
-        items=train.items[keep],
-        types=train.types[keep],
-        times_ms=train.times_ms[keep],
-        targets=train.targets[keep],
-    )
+    starts = np.concatenate([[0], np.cumsum(lengths[lengths > 0])]).astype(np.int64)
+    fit = train.chosen(keep, starts)
     return fit, list(_held_out(train, held & train.targets, settings))
 
 
@@ -106,8 +102,7 @@ def with_ties_shuffled(sequences: Sequences, rng: np.random.Generator) -> Sequen
     new[1:] = sequences.times_ms[1:] != sequences.times_ms[:-1]
     new[sequences.starts[:-1]] = True
     order = np.lexsort((rng.random(len(new)), np.cumsum(new)))
-    columns = {name: getattr(sequences, name)[order] for name in Sequences.__slots__ if name != "starts"}
-    return Sequences(starts=sequences.starts, **columns)
+    return sequences.chosen(order, sequences.starts)
 
 
 def cut_windows(starts: Int64, length: int, stride: int, rng: np.random.Generator) -> Int64:
@@ -141,7 +136,11 @@ def fill(sequences: Sequences, windows: Int64, learn: Bool) -> Batch:
     gaps[:, 2:] = np.where(token[:, 2:], gap_buckets(times_s[:, 2:] - times_s[:, 1:-1]), 0)
     learned = inside & (rows >= first) & learn[rows]
     targets = np.where(learned, sequences.items[rows], 0)
-    return Batch(inputs, types, gaps, targets, np.where(learned, sequences.types[rows], 0), rows)
+    target_types = np.where(learned, sequences.types[rows], 0)
+    values = np.full(rows.shape, np.nan, dtype=np.float32)
+    if sequences.values is not None:
+        values = np.where(learned, sequences.values[rows], values)
+    return Batch(inputs, types, gaps, targets, target_types, rows, values)
 
 
 def _held_out(train: Sequences, held: Bool, settings: TrainerSettings) -> Iterator[HeldOut]:

@@ -12,7 +12,7 @@ from serving.ranker.inputs import GAP_BUCKETS
 from serving.training.networks.heads import Heads
 from serving.training.settings import TrainerSettings
 
-__all__ = ["Scorer", "SequenceNetwork", "Shape", "Tokens", "tokens_of"]
+__all__ = ["Ranking", "Scorer", "SequenceNetwork", "Shape", "Tokens", "tokens_of"]
 
 
 class Scorer(Protocol):
@@ -28,6 +28,26 @@ class Scorer(Protocol):
 
     def shared(self, states: Tensor, places: Tensor, contents: Tensor) -> Tensor:
         """float32[n, k] of places int64[k], the same for all states."""
+        ...
+
+
+class Ranking(Protocol):
+    """What can be judged: a network, or several as one."""
+
+    def states(self, tokens: Tokens, contents: Tensor) -> Tensor:
+        """float32[B, T, d], as `SequenceNetwork.states`."""
+        ...
+
+    def logits(self, states: Tensor, contents: Tensor) -> Tensor:
+        """float32[n, V + 2] of states float32[n, d]."""
+        ...
+
+    def eval(self) -> object:
+        """Without dropout from now on."""
+        ...
+
+    def train(self) -> object:
+        """With dropout again."""
         ...
 
 

@@ -81,12 +81,13 @@ class InForce:
 
 @dataclass(frozen=True, slots=True)
 class Kernel:
-    """One operator's run, from a profile."""
+    """One operator's run, from a profile: its time, and the shapes of what it gave."""
 
     name: str
     operator: str
     provider: str
     us: int
+    shapes: tuple[tuple[int, ...], ...]
 
 
 def _resolve(provider: Provider) -> Literal["cpu", "cuda", "tensorrt"]:

@@ -134,11 +134,7 @@ class RankerSession:
             raise RankerError("the session was loaded without `profile`")
         self._profiled, end = False, "_kernel_time"
         events = json.loads(Path(self._session.end_profiling()).read_text("utf-8"))
-        return [
-            Kernel(e["name"].removesuffix(end), e["args"]["op_name"], e["args"]["provider"], e["dur"])
-            for e in events
-            if e.get("cat") == "Node" and e["name"].endswith(end)
-        ]
+        return [_kernel(e, end) for e in events if e.get("cat") == "Node" and e["name"].endswith(end)]
 
     def _run(self, feeds: Feeds) -> Float32:
         if not self._bind:
@@ -245,6 +241,12 @@ class _Recorded:
 def available_providers() -> list[str]:
     """Execution providers in this build of ONNX Runtime; which of them work shows when a model is loaded."""
     return list(ort.get_available_providers())
+
+
+def _kernel(event: dict[str, Any], end: str) -> Kernel:
+    asked = event["args"]
+    shapes = tuple(tuple(sizes) for value in asked["output_type_shape"] for sizes in value.values())
+    return Kernel(event["name"].removesuffix(end), asked["op_name"], asked["provider"], event["dur"], shapes)
 
 
 def _memory(array: npt.NDArray[Any]) -> tuple[int, tuple[int, ...]]:

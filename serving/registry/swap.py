@@ -38,8 +38,8 @@ _PROBE_TOLERANCE = 1e-3
 """Absolute and relative. Providers round differently by 1e-5 or so; a wrong file is off by whole units."""
 _ROUNDED_TOLERANCE = 0.1
 _ROUNDED = ("fp16", "int8_dynamic", "int8_static")
-"""Where activations are rounded, too, a difference of 1e-7 can fall to either side: one step of 8 bits moved a
-score by 0.013."""
+"""Where activations are rounded, too, a difference of 1e-7 can fall to either side: one step of 8 bits moved
+a score by 0.013."""
 
 
 Role = Literal["live", "shadow"]

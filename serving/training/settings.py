@@ -99,7 +99,8 @@ class TrainerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     else fp16; a CPU computes in fp32.
     `max_interactions`: the newest so many are kept and trained on, which bounds the trainer's memory.
     `head_examples`: newest events whose lists are kept, to fit the head that joins in the online features and
-    to judge rankers as they will be served; 0 trains none.
+    to judge rankers as they will be served; 0 trains none. `head_min_examples`: fewer that the network was
+    not fitted on train none, too.
     `loss`: "auto" is the network's own. `full_softmax_limit`: above this vocabulary, sampled softmax with
     `negatives` draws a batch replaces the full one. `negatives_per_target`: draws of "bce" and "gbce";
     `gbce_calibration`: 0 is plain cross-entropy, 1 undoes its overconfidence (Petrov and Macdonald 2023).
@@ -141,6 +142,7 @@ class TrainerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     slice_max_events: Positive = 2000
     validation_fraction: Fraction = 0.05
     head_examples: Annotated[int, msgspec.Meta(ge=0)] = 20_000
+    head_min_examples: Positive = 300
     loss: Loss = "auto"
     full_softmax_limit: Positive = 20_000
     negatives: Positive = 1024

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -24,7 +25,14 @@ from streams.settings import Settings, default_state_dir
 from streams.topic_admin import check_layout
 from streams.validation import AcceptedItem, EventValidator
 
-__all__ = ["CatalogueVectors", "dataset_vectors", "item_fields", "items_of", "open_item_vectors"]
+__all__ = [
+    "CatalogueVectors",
+    "catalogue_contents",
+    "dataset_vectors",
+    "item_fields",
+    "items_of",
+    "open_item_vectors",
+]
 
 log = logging.getLogger("freshet.content")
 
@@ -81,9 +89,13 @@ class CatalogueVectors:
                 settings.validation, partial(partition_for, partitions=partitions)
             )
 
-    def catch_up(self, should_stop: Callable[[], bool] = lambda: False) -> bool:
+    def catch_up(
+        self,
+        should_stop: Callable[[], bool] = lambda: False,
+        agree: Callable[[float], float] = lambda end: end,
+    ) -> bool:
         """Read the catalogue up to its present end, and wait until all of it is encoded. False when
-        `should_stop` said so first.
+        `should_stop` said so first. `agree` gives each partition's end that several processes agreed on.
 
         Raises:
             BrokerUnavailableError: nothing can be read.
@@ -91,7 +103,7 @@ class CatalogueVectors:
         if self._reader is None:
             return True
         found = watermarks(self._settings, self._reader.positions, isolation="read_committed")
-        ends = {key: end for key, (_, end) in found.items()}
+        ends = {key: int(agree(end)) for key, (_, end) in sorted(found.items())}
         return self._reader.read_to(ends, self._apply, should_stop=should_stop) and _encoded(
             self.vectors, should_stop
         )
@@ -109,6 +121,23 @@ class CatalogueVectors:
             self.vectors.put(found.item.item_id, item_fields(found.item))
         elif not isinstance(found, Rejected):  # a worker writes rejected ones to the dead letters
             self.vectors.forget(found.key)
+
+
+@contextmanager
+def catalogue_contents(
+    settings: Settings, should_stop: Callable[[], bool], agree: Callable[[float], float]
+) -> Iterator[ContentVectors | None]:
+    """The catalogue's content vectors as of now, for one training; None where the settings ask for none.
+
+    Raises:
+        FreshetError: an encoder can't be had or loaded, or the catalogue can't be read.
+    """
+    catalogue = CatalogueVectors(settings)
+    try:
+        catalogue.catch_up(should_stop, agree)
+        yield catalogue.vectors if catalogue.vectors.spec else None
+    finally:
+        catalogue.close()
 
 
 def _encoded(vectors: ContentVectors, should_stop: Callable[[], bool]) -> bool:

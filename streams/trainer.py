@@ -30,6 +30,7 @@ from serving.training.slow_path import Outcome, Stage, prepare, run_slow_path
 from serving.training.train import TrainingDivergedError
 from streams.errors import FreshetError
 from streams.events import ModelRecord
+from streams.item_vectors import catalogue_contents
 from streams.learning_log import decode_record
 from streams.model_records import announce, live_record, model_records, open_registry
 from streams.reading import PartitionReader, watermarks, where
@@ -206,16 +207,18 @@ class Trainer:
         if self._world.leads:
             write(self._begun, msgspec.json.encode(_Begun(self._log.offset + 1, champion)))
         try:
-            outcome = run_slow_path(
-                interactions,
-                self.registry,
-                self._settings.trainer,
-                champion,
-                self._say,
-                examples=self._log.examples(interactions),
-                world=self._world,
-                folder=self._folder,
-            )
+            with catalogue_contents(self._settings, self._stop.is_set, self._world.agree) as contents:
+                outcome = run_slow_path(
+                    interactions,
+                    self.registry,
+                    self._settings.trainer,
+                    champion,
+                    self._say,
+                    examples=self._log.examples(interactions),
+                    contents=contents,
+                    world=self._world,
+                    folder=self._folder,
+                )
         except (NotEnoughDataError, TrainingDivergedError, DeviceError, RankerError, RegistryError) as error:
             self._begun.unlink(missing_ok=True)
             raise FreshetError(f"training on {len(interactions)} interactions: {error}") from error

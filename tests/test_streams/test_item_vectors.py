@@ -18,7 +18,13 @@ from streams.events import Item
 from streams.follower import Follower
 from streams.id_table import IdTable
 from streams.item_codes import ItemCodes
-from streams.item_vectors import CatalogueVectors, dataset_vectors, items_of, open_item_vectors
+from streams.item_vectors import (
+    CatalogueVectors,
+    catalogue_contents,
+    dataset_vectors,
+    items_of,
+    open_item_vectors,
+)
 from streams.replica import Replica
 from streams.settings import Settings
 from streams.topic_admin import check_layout
@@ -115,12 +121,34 @@ def test_a_worker_follows_the_catalogue_and_tells_its_pipeline(
         replica.close()
 
 
+def test_processes_that_train_together_read_to_the_end_that_they_agreed_on(described: Settings) -> None:
+    publish(described, TEA)
+    asked: list[float] = []
+
+    def agree(end: float) -> float:  # the first process looked before anything was there
+        asked.append(end)
+        return 0.0
+
+    catalogue = CatalogueVectors(described)
+    try:
+        assert catalogue.catch_up(agree=agree)
+        assert sum(asked) >= 1
+        assert not catalogue.vectors.of(["tea"]).any()
+    finally:
+        catalogue.close()
+    with catalogue_contents(described, lambda: False, lambda end: end) as contents:
+        assert contents is not None
+        np.testing.assert_allclose(contents.of(["tea"]), [[1, 0, 0, 1, 1, 1]], atol=1e-6)
+
+
 def test_without_content_the_catalogue_is_not_read(settings: Settings) -> None:
     catalogue = CatalogueVectors(settings)
     publish(settings, TEA)
     assert catalogue.catch_up()
     assert (catalogue.vectors.spec, len(catalogue.vectors)) == ((), 0)
     catalogue.close()
+    with catalogue_contents(settings, lambda: False, lambda end: end) as contents:
+        assert contents is None
 
 
 def test_an_encoder_that_is_not_there_stops_the_start(tmp_path: Path) -> None:

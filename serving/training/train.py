@@ -63,6 +63,8 @@ class TrainedNetwork:
     """On the newest part of the training data, at the weights that were kept."""
     resumed_from: int = 0
     """Epochs that an earlier process had done."""
+    metrics: dict[str, float] = field(default_factory=dict)
+    """What else was measured, by name: of an ensemble, what each of its networks reached."""
 
     def weights(self) -> Weights:
         """All parameters by name, float32, for a later warm start."""

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from online_models.evaluation.interactions import Interaction, weight_of
-from serving.ranker.inputs import FEATURES, RankerInputs
+from serving.ranker.inputs import FEATURES, Contents, RankerInputs
 from serving.ranker.session import RankerSession
 from serving.training.dataset import EvaluationSlice, InteractionLog, LogSplit, split_by_time
 from serving.training.export import export_onnx
@@ -138,7 +138,7 @@ def _places(
         return place, split.contents
     new = np.flatnonzero(place == unseen)
     place[new] = unseen + 1 + np.arange(len(new))
-    return place, np.concatenate([split.contents, contents([ids[number] for number in new.tolist()])])
+    return place, np.concatenate([split.contents, contents.of([ids[number] for number in new.tolist()])])
 
 
 def _logits(

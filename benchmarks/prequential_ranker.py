@@ -68,15 +68,14 @@ class Fused:
     def items(self) -> ItemTable:
         return self.online.items
 
-    def score_rows(self, user: str, rows: NDArray[np.int32]) -> NDArray[np.float64]:
-        """float64[n]: the pool of both, of the event to be learned next."""
+    def score_rows(self, user: str, rows: NDArray[np.int32]) -> NDArray[np.float32]:
+        """float32[n]: the pool of both, of the event to be learned next."""
         self.online_scores = self.online.score_rows(user, rows)
-        own = self.online_scores.astype(np.float64)
         if self._logits is None:
-            return own
+            return self.online_scores
         logits = self._logits[self.learned - self._first, self._columns_of(rows)]
-        self._rows, self._asked = rows.copy(), np.stack((own, logits.astype(np.float64)))
-        return self.pool.scores(self._asked, len(self._seen.get(user, ())))
+        self._rows, self._asked = rows.copy(), np.stack((self.online_scores, logits), dtype=np.float64)
+        return self.pool.scores(self._asked, len(self._seen.get(user, ()))).astype(np.float32)
 
     def learn_one(self, user: str, item: str, y: float = 1.0, x: Mapping[str, Any] | None = None) -> None:
         """Learn the event: the pool's weights first, from what was said of it, then the online models."""

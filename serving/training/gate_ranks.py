@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from serving.blend_kernels import add_opinion
-from serving.ranker.inputs import FEATURES, RankerInputs
+from serving.ranker.inputs import FEATURES, Contents, RankerInputs
 from serving.ranker.ranker import Ranker
 from serving.scoring import RankerView
 from serving.training.dataset import Bool, EvaluationSlice, Int64

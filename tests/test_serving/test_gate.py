@@ -7,14 +7,12 @@ import math
 import msgspec
 import numpy as np
 import numpy.typing as npt
-from hypothesis import given
-from hypothesis import strategies as st
 
 from serving.ranker.ranker import Ranker
 from serving.registry.manifest import MODEL_FILE, GateReport
 from serving.registry.store import Registry
 from serving.training.dataset import LogSplit, split_by_time
-from serving.training.gate import Judged, gate, ranks_of_targets
+from serving.training.gate import Judged, gate
 from serving.training.settings import GateSettings
 from serving.training.slow_path import run_slow_path
 from tests.test_serving.ranker_cases import (
@@ -134,21 +132,3 @@ def test_a_champion_that_is_gone_is_named_and_left_out() -> None:
     outcome = run_slow_path(markov_log(), Registry("memory://gone"), settings, "v-gone")
     assert "v-gone is left out: can't read" in outcome.champion_problem
     assert outcome.report.champion is None
-
-
-@given(st.integers(0, 10_000))
-def test_ranks_equal_the_plain_loop(seed: int) -> None:
-    rng = np.random.default_rng(seed)
-    scores = rng.integers(0, 4, (5, 9)).astype(np.float32)
-    scores[rng.random(scores.shape) < 0.1] = np.nan
-    targets, masked = rng.integers(-1, 9, 5), rng.random((5, 9)) < 0.3
-    got = ranks_of_targets(scores, targets, masked)
-    for row, target in enumerate(targets):
-        if target < 0 or np.isnan(scores[row, target]):
-            assert got[row] == np.inf
-            continue
-        rivals = [
-            s for c, s in enumerate(scores[row]) if c != target and not masked[row, c] and not np.isnan(s)
-        ]
-        own = scores[row, target]
-        assert got[row] == sum(s > own for s in rivals) + 0.5 * sum(s == own for s in rivals)

@@ -16,8 +16,8 @@ import numpy as np
 import numpy.typing as npt
 
 from serving.ranker.errors import RankerError
-from serving.ranker.probe import median_latency_ms
 from serving.ranker.inputs import Contents
+from serving.ranker.probe import median_latency_ms
 from serving.ranker.ranker import Ranker
 from serving.registry.manifest import Comparison, GateReport, SliceScore
 from serving.settings import ServingSettings

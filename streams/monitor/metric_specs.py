@@ -8,29 +8,15 @@ missing series, but not tell a false 0.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 
 from streams.events import PartitionStats, WorkerStats
 from streams.lag import PartitionLag
+from streams.monitor.metric import MetricSpec, Sample
+from streams.monitor.model_metrics import MODEL_METRICS
 from streams.monitor.state import MonitorState
 
 __all__ = ["METRICS", "MetricSpec", "Sample", "metrics_table"]
-
-Sample = tuple[tuple[str, ...], float]
-"""Label values and a value."""
-
-
-@dataclass(frozen=True, slots=True)
-class MetricSpec:
-    """One metric: its name as scraped, its type, its labels and what it says."""
-
-    name: str
-    kind: str
-    labels: tuple[str, ...]
-    help: str
-    samples: Callable[[MonitorState], Iterable[Sample]]
-
 
 _PARTITION = ("consumergroup", "topic", "partition")
 
@@ -104,12 +90,6 @@ def _last_seen(state: MonitorState) -> Iterator[Sample]:
     yield from (((name,), view.stats.at / 1000.0) for name, view in sorted(state.workers.items()))
 
 
-def _ranker(state: MonitorState) -> Iterator[Sample]:
-    for stats in sorted(state.live(), key=lambda stats: stats.worker):
-        provider = stats.ranker_providers[0] if stats.ranker_providers else "none"
-        yield (stats.worker, stats.ranker or "none", provider), 1.0
-
-
 def _stages(state: MonitorState) -> Iterator[Sample]:
     for stats in sorted(state.live(), key=lambda stats: stats.worker):
         if stats.interval_s > 0:
@@ -135,11 +115,6 @@ def _counts(counts: Callable[[MonitorState], dict[str, int]]) -> Callable[[Monit
         yield from (((name,), count) for name, count in sorted(counts(state).items()))
 
     return samples
-
-
-def _model_versions(state: MonitorState) -> Iterator[Sample]:
-    for status in ("live", "refused", "superseded"):
-        yield (status,), sum(record.status == status for record in state.models.values())
 
 
 def _up(state: MonitorState) -> Iterator[Sample]:
@@ -259,15 +234,7 @@ METRICS: tuple[MetricSpec, ...] = (
                "Users in the partitions that the worker owns.", _per_worker(lambda s: s.users)),
     MetricSpec("freshet_worker_items", "gauge", ("worker",),
                "Items that the learned state knows.", _per_worker(lambda s: s.items)),
-    MetricSpec("freshet_ranker_info", "gauge", ("worker", "version", "provider"),
-               "1 for the ranker version in service and the ONNX Runtime provider in force.", _ranker),
-    MetricSpec("freshet_ranker_swaps_total", "counter", ("worker",),
-               "Ranker versions taken into service since the worker began.",
-               _per_worker(lambda s: s.swaps)),
-    MetricSpec("freshet_ranker_refused_total", "counter", ("worker",),
-               "Ranker versions refused since the worker began.", _per_worker(lambda s: len(s.refused))),
-    MetricSpec("freshet_model_versions", "gauge", ("status",),
-               "Versions in the `models` topic that are live, refused or superseded.", _model_versions),
+    *MODEL_METRICS,
     MetricSpec("freshet_dead_letters_total", "counter", ("reason",),
                "Records in `events-dlq` by reason.",
                _counts(lambda s: s.dead_letters if s.dead_letters_read else {})),

@@ -49,6 +49,8 @@ def state_report(state: MonitorState, since_ms: int = 0) -> dict[str, Any]:
         },
         "partitions": _partitions(state),
         "workers": [_worker(state, view) for _, view in sorted(state.workers.items())],
+        "trials": state.trials(),
+        "rollbacks": state.rollbacks,
         "models": [_model(record) for record in state.model_list()],
         "swaps": list(state.swaps),
         "dead_letters": dict(state.dead_letters),
@@ -116,6 +118,7 @@ def _worker(state: MonitorState, view: WorkerView) -> dict[str, Any]:
         "ranker_providers": stats.ranker_providers,
         "swaps": stats.swaps,
         "refused": stats.refused,
+        "refusals": stats.refusals,
         "rss_bytes": stats.rss_bytes,
         "retries": stats.retries,
     }

@@ -15,7 +15,8 @@ from dataclasses import dataclass
 
 import msgspec
 
-from streams.events import ModelRecord, PartitionStats, WorkerStats, summed
+from serving.registry.verdict import PairedCounts
+from streams.events import ModelRecord, PartitionStats, TrialStats, WorkerStats, summed
 from streams.lag import GroupInfo, LagSummary, PartitionLag, summarize
 from streams.metrics import LatencyHistogram
 
@@ -110,6 +111,8 @@ class MonitorState:
         self.swaps: deque[Swap] = deque(maxlen=100)
         self.workers: dict[str, WorkerView] = {}
         self.models: dict[tuple[str, str], ModelRecord] = {}
+        self.rollbacks = 0
+        """Versions that workers rolled back, as far as `models` still says so."""
         self.dead_letters: Counter[str] = Counter()
         self.dead_letters_read = False
         """Whether those from before the start have been counted: until then a total looks like a burst."""
@@ -172,7 +175,14 @@ class MonitorState:
 
     def take_model(self, record: ModelRecord) -> None:
         """A record of `models`: a new live version supersedes the one before under the same name."""
+        known = self.models.get((record.model, record.version))
+        if record.status == "promoted" and known is not None and known.status == "live":
+            return
+        if record.status == "dropped" and record.trial == "probation":
+            self.rollbacks += known is None or (known.status, known.trial) != ("dropped", "probation")
         if record.status == "live":
+            if self._is_overtaken(record):
+                return
             for key, old in self.models.items():
                 if (
                     key[0] == record.model
@@ -183,6 +193,13 @@ class MonitorState:
         self.models[record.model, record.version] = record
         while len(self.models) > MODELS_KEPT:
             del self.models[min(self.models, key=lambda key: self.models[key].published_at)]
+
+    def _is_overtaken(self, record: ModelRecord) -> bool:
+        """Whether a verdict made the record, on a version that is no longer the live one."""
+        live = [
+            old.version for old in self.models.values() if (old.model, old.status) == (record.model, "live")
+        ]
+        return record.replaces is not None and bool(live) and record.replaces not in live
 
     def take_bad_record(self, topic: str) -> None:
         self.bad_records[topic] += 1
@@ -252,6 +269,18 @@ class MonitorState:
     def live(self) -> list[WorkerStats]:
         """The latest records of the workers that still report."""
         return [view.stats for view in self.workers.values() if self.is_live(view)]
+
+    def trials(self) -> list[TrialStats]:
+        """Trials of two versions, all workers' parts together."""
+        found: dict[tuple[str, str, str], TrialStats] = {}
+        for trial in (stats.trial for stats in self.live() if stats.trial is not None):
+            key = (trial.kind, trial.live_digest, trial.other_digest)
+            old = found.get(key)
+            counts = trial if old is None else trial.plus(old)
+            found[key] = msgspec.structs.replace(
+                trial, **{name: getattr(counts, name) for name in PairedCounts.__struct_fields__}
+            )
+        return [found[key] for key in sorted(found)]
 
     def now_ms(self) -> int:
         return int(self._now() * 1000)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from streams.events import ModelRecord, PartitionStats, WorkerStats
+from streams.events import ModelRecord, PartitionStats, TrialStats, WorkerStats
 
 
 def worker_stats(worker: str = "w1", at: int = 1_000_000, **changes: Any) -> WorkerStats:
@@ -39,6 +39,8 @@ def worker_stats(worker: str = "w1", at: int = 1_000_000, **changes: Any) -> Wor
         "refused": [],
         "rss_bytes": 300 * 2**20,
         "retries": {"read": 2},
+        "refusals": {"digest": 2, "slow": 1},
+        "trial": trial_stats(),
     }
     return WorkerStats(**{**fields, **changes})
 
@@ -59,6 +61,25 @@ def partition_stats(**changes: Any) -> PartitionStats:
         "popularity_ndcg_at_10_sum": 30.0,
     }
     return PartitionStats(**{**fields, **changes})
+
+
+def trial_stats(**changes: Any) -> TrialStats:
+    """A shadow that is judged on 400 events."""
+    fields: dict[str, Any] = {
+        "kind": "shadow",
+        "live": "v1",
+        "live_digest": "ab" * 32,
+        "other": "v2",
+        "other_digest": "cd" * 32,
+        "events": 400,
+        "live_hits": 80,
+        "other_hits": 100,
+        "live_only": 10,
+        "other_only": 30,
+        "live_ndcg_sum": 40.0,
+        "other_ndcg_sum": 60.0,
+    }
+    return TrialStats(**{**fields, **changes})
 
 
 def model_record(

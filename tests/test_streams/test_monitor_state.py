@@ -13,7 +13,7 @@ from streams.events import PartitionStats
 from streams.lag import GroupInfo, PartitionLag
 from streams.monitor.report import state_report
 from streams.monitor.state import MODELS_KEPT, REASONS_KEPT, MonitorState
-from tests.test_streams.monitor_records import model_record, partition_stats, worker_stats
+from tests.test_streams.monitor_records import model_record, partition_stats, trial_stats, worker_stats
 
 
 class Clock:
@@ -198,6 +198,36 @@ def test_models_supersede_each_other_and_refusals_stay(state: MonitorState) -> N
         ("v3", "live"), ("v2", "refused"), ("v1", "superseded"),
     ]  # fmt: skip
     assert "uri" not in state_report(state)["models"][0]
+
+
+def test_what_became_of_a_version_on_trial(state: MonitorState) -> None:
+    state.take_model(model_record("v1", published_at=1))
+    state.take_model(model_record("v2", status="shadow", published_at=2))
+    state.take_model(model_record("v2", published_at=3, against="v1", replaces="v1"))
+    state.take_model(model_record("v2", status="promoted", published_at=3))
+    assert {m.version: m.status for m in state.model_list()} == {"v1": "superseded", "v2": "live"}
+    state.take_model(model_record("v3", published_at=4))
+    state.take_model(model_record("v1", published_at=5, replaces="v2"))
+    assert {m.version: m.status for m in state.model_list() if m.status == "live"} == {"v3": "live"}, (
+        "a verdict on v2 came after v3 went live"
+    )
+    dropped = model_record("v3", status="dropped", published_at=6, trial="probation")
+    state.take_model(model_record("v2", published_at=6, replaces="v3"))
+    state.take_model(dropped)
+    state.take_model(dropped)
+    state.take_model(model_record("v4", status="dropped", published_at=7, trial="shadow"))
+    assert state.rollbacks == 1
+    assert state_report(state)["rollbacks"] == 1
+
+
+def test_trials_of_all_workers_are_added_up(state: MonitorState) -> None:
+    state.take_stats(worker_stats("w1"))
+    state.take_stats(worker_stats("w2"))
+    state.take_stats(worker_stats("w3", trial=trial_stats(other="v9", other_digest="v9", events=1)))
+    state.take_stats(worker_stats("w4", trial=None))
+    both, alone = sorted(state.trials(), key=lambda trial: -trial.events)
+    assert (both.other, both.events, both.live_hits, both.other_hits) == ("v2", 800, 160, 200)
+    assert (alone.other, alone.events) == ("v9", 1)
 
 
 def test_memory_is_bounded_against_strangers(state: MonitorState) -> None:

@@ -84,6 +84,17 @@ def test_scraped_values() -> None:
         value(samples, "freshet_ranker_info", worker="w1", version="v1", provider="CPUExecutionProvider") == 1
     )
     assert value(samples, "freshet_broker_up") == 1
+    assert value(samples, "freshet_ranker_refused_total", worker="w1") == 3
+    assert value(samples, "freshet_model_refused_total", worker="w1", kind="digest") == 2
+    assert value(samples, "freshet_model_rollbacks_total") == 0
+    assert value(samples, "freshet_model_trial_events", trial="shadow", live="v1", other="v2") == 400
+    rates = {
+        (version, role): value(
+            samples, "freshet_model_trial_hit_rate_at_10", trial="shadow", version=version, role=role
+        )
+        for version, role in (("v1", "live"), ("v2", "beside"))
+    }
+    assert rates == {("v1", "live"): 0.2, ("v2", "beside"): 0.25}
 
 
 def test_latency_histogram_is_cumulative_and_in_seconds() -> None:

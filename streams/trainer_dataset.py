@@ -69,8 +69,10 @@ class _Record:
 class LocalWorker:
     """Learns a data set's events, and gives the records of the learning log that come of it."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, batch_events: int = BATCH_EVENTS) -> None:
+        """Events are learned so many at a time; one by one, each is learned from all before it."""
         self._settings = settings
+        self._batch_events = batch_events
         self._items = ItemState(settings.models)
         self._intake = Intake(settings, 1)
         self._shards = Shards(settings, "data set", self._intake.reader.type_names)
@@ -85,8 +87,8 @@ class LocalWorker:
         self, events: Sequence[Event], progress: Callable[[int], None] | None = None
     ) -> Iterator[LogRecord]:
         """Records of the log in their order; `progress` hears how many events are done."""
-        for start in range(0, len(events), BATCH_EVENTS):
-            part = events[start : start + BATCH_EVENTS]
+        for start in range(0, len(events), self._batch_events):
+            part = events[start : start + self._batch_events]
             yield from self._learned([self._record(start + n, event) for n, event in enumerate(part)])
             if progress is not None:
                 progress(start + len(part))

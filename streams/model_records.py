@@ -16,7 +16,15 @@ from streams.reading import PartitionReader, watermarks, where
 from streams.records import Record
 from streams.settings import Settings
 
-__all__ = ["announce", "key_of", "live_announcement", "live_record", "model_records", "open_registry"]
+__all__ = [
+    "announce",
+    "introduced",
+    "key_of",
+    "live_announcement",
+    "live_record",
+    "model_records",
+    "open_registry",
+]
 
 log = logging.getLogger("freshet.models")
 
@@ -74,6 +82,17 @@ def live_announcement(
         against=live.version if live is not None and watched else None,
         against_digest=live.digest if live is not None and watched else None,
     )
+
+
+def introduced(record: ModelRecord, settings: Settings) -> ModelRecord:
+    """A new version's record as the settings want it: live, beside the one before it for a while, or scored
+    beside the live one first (`ranker.shadow_first`). A refusal stays what it is."""
+    if record.status != "live":
+        return record
+    live = live_record(model_records(settings), record.model)
+    if settings.ranker.shadow_first and live is not None:
+        return msgspec.structs.replace(record, status="shadow")
+    return live_announcement(record, live, settings)
 
 
 def announce(settings: Settings, record: ModelRecord) -> None:

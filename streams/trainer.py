@@ -32,7 +32,7 @@ from streams.errors import FreshetError
 from streams.events import ModelRecord
 from streams.item_vectors import catalogue_contents
 from streams.learning_log import decode_record
-from streams.model_records import announce, live_record, model_records, open_registry
+from streams.model_records import announce, introduced, live_record, model_records, open_registry
 from streams.reading import PartitionReader, watermarks, where
 from streams.records import Record
 from streams.settings import Settings, default_state_dir
@@ -225,6 +225,7 @@ class Trainer:
         if outcome is None:
             return None, None
         record = announcement(self.registry.model_name, outcome, self._settings.registry_url)
+        record = introduced(record, self._settings)
         announce(self._settings, record)
         self._begun.unlink(missing_ok=True)
         return record, outcome

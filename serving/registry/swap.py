@@ -235,7 +235,9 @@ class RankerSlot:
                 late = self._shadow_is != (event.version, event.digest)
                 late |= ranker is not None and ranker is self.shadow
             else:
-                late = ranker is not None and (number < self._in_force_since or ranker is self.current)
+                late = ranker is not None and (
+                    number < self._in_force_since or _is(self.current, event.version, event.digest)
+                )
             if late:
                 continue
             event = dataclasses.replace(

@@ -16,7 +16,7 @@ from streams.cli_models import models
 from streams.errors import FreshetError
 from streams.events import ModelRecord
 from streams.model_commands import list_models, promote, rollback, show_model
-from streams.model_records import announce, key_of, live_announcement, model_records
+from streams.model_records import announce, introduced, key_of, live_announcement, model_records
 from streams.settings import Settings
 from tests.test_serving.version_cases import publish_table, successor_table
 
@@ -96,6 +96,20 @@ def test_a_manifest_that_is_no_longer_readable_is_a_row_with_its_reason(settings
     assert run(settings, "list").splitlines()[0].split() == [
         "version", "status", "against", "ndcg_at_10", "precision", "trained_on", "reason",
     ]  # fmt: skip
+
+
+def test_the_trainer_s_versions_go_live_or_are_scored_first(settings: Settings) -> None:
+    new = ModelRecord(model="ranker", version="v1", status="live", digest="d1", uri="u", published_at=1)
+    ranker = msgspec.structs.replace(settings.ranker, shadow_first=True)
+    careful = msgspec.structs.replace(settings, ranker=ranker)
+    first = introduced(new, careful)
+    assert (first.status, first.against) == ("live", None), "nothing is live to compare it with"
+    announce(settings, first)
+    second = msgspec.structs.replace(new, version="v2", digest="d2")
+    assert introduced(second, careful).status == "shadow"
+    assert (introduced(second, settings).status, introduced(second, settings).against) == ("live", "v1")
+    refused = msgspec.structs.replace(second, status="refused")
+    assert introduced(refused, careful) is refused
 
 
 def test_probation_is_a_setting(settings: Settings) -> None:

@@ -2,7 +2,8 @@
 
 A record is a key of 32 bytes, D float32 and a CRC-32 of both. Whoever encodes holds the file's lock, and
 looks first at what the others have added: a text is encoded once on a machine, however many workers it has.
-A record torn by a crash fails its CRC, and the next writer cuts it off.
+Records are of one size: one that fails its CRC is passed over, and a piece of one at the end is cut off by
+the next writer.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ class VectorCache:
         self._record = KEY_BYTES + 4 * dim + CRC_BYTES
         self._dim, self._max_bytes = dim, max_bytes
         self._places: dict[bytes, int] = {}
-        self._read = 0  # records that the index knows
+        self._read = 0  # records that were looked at
 
     def find(self, keys: Sequence[bytes]) -> list[Float32 | None]:
         """The vectors of keys, None where there is none."""
@@ -106,9 +107,10 @@ class VectorCache:
             while data := os.pread(handle, READ_RECORDS * self._record, self._read * self._record):
                 records = [data[start : start + self._record] for start in range(0, len(data), self._record)]
                 for record in records:
-                    if not self._is_whole(record):
+                    if len(record) < self._record:
                         return
-                    self._places[record[:KEY_BYTES]] = self._read
+                    if self._is_whole(record):
+                        self._places[record[:KEY_BYTES]] = self._read
                     self._read += 1
         except OSError as error:
             self._give_up(error)

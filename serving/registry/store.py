@@ -98,6 +98,7 @@ class Registry:
                 f"{', '.join(sorted(files))}"
             )
         for name, data in files.items():
+            self._check_name(manifest.version, name)
             self._verify(manifest, name, data)
         document = msgspec.json.format(msgspec.json.encode(manifest), indent=2)
         try:
@@ -162,6 +163,11 @@ class Registry:
             )
         return f"{self._root}/{version}"
 
+    def _check_name(self, version: str, name: str) -> None:
+        """A file's name comes from a manifest, and must not lead out of the folder."""
+        if name == MANIFEST_FILE or len(name) > _MAX_VERSION or not _FILE_NAME.fullmatch(name):
+            raise RegistryError(f"{self.uri(version)}: {name[:_MAX_VERSION]!r} is no file's name", "manifest")
+
     def _verify(self, manifest: Manifest, name: str, data: bytes) -> None:
         where = f"{self.uri(manifest.version)}/{name}"
         entry = manifest.files.get(name)
@@ -186,8 +192,8 @@ class Registry:
     def _read(self, version: str, name: str, limit_bytes: int) -> bytes:
         """The whole file, its size looked at first, so that a huge one is never read."""
         folder = self._folder(version)
-        if len(name) > _MAX_VERSION or not _FILE_NAME.fullmatch(name):
-            raise RegistryError(f"{self.uri(version)}: {name[:_MAX_VERSION]!r} is no file's name", "manifest")
+        if name != MANIFEST_FILE:
+            self._check_name(version, name)
         path = f"{folder}/{name}"
         try:
             self._fs.invalidate_cache()

@@ -11,16 +11,10 @@ import pytest
 import torch
 
 from serving.training.dataset import split_by_time
+from serving.training.losses import SampledSoftmax, full_softmax
 from serving.training.networks import build_network
-from serving.training.train import (
-    SampledSoftmax,
-    TrainingDivergedError,
-    WarmStart,
-    copy_weights,
-    evaluate,
-    full_softmax,
-    train,
-)
+from serving.training.networks.base import Shape
+from serving.training.train import TrainingDivergedError, WarmStart, copy_weights, evaluate, train
 from serving.training.windows import hold_out_newest
 from tests.test_serving.ranker_cases import (
     ITEMS,
@@ -66,47 +60,70 @@ def test_two_runs_of_one_seed_agree_to_the_bit() -> None:
 
 def test_warm_start_copies_by_item_id_and_begins_where_the_old_one_ended() -> None:
     split = split_by_time(markov_log(users=250), SETTINGS)
-    old = train(split, msgspec.structs.replace(SETTINGS, max_epochs=10))
-    warm = WarmStart(old.vocabulary, old.weights())
+    old = train(split, msgspec.structs.replace(SETTINGS, max_epochs=5))
+    warm = WarmStart(old.vocabulary, old.weights(), ("click",))
     vocabulary = (*reversed(split.vocabulary), "item-new")
     torch.manual_seed(0)
-    network = build_network(len(vocabulary), SETTINGS)
-    assert copy_weights(network, vocabulary, warm) == len(split.vocabulary)
+    network = build_network(Shape(len(vocabulary), 1), SETTINGS)
+    assert copy_weights(network, vocabulary, warm, ("click",)) == len(split.vocabulary)
     table = network.item_embedding.weight.detach().numpy()
     row = {item_id: k for k, item_id in enumerate(old.vocabulary, start=1)}
     for k, item_id in enumerate(vocabulary[:-1], start=1):
         np.testing.assert_array_equal(table[k], warm.weights["item_embedding.weight"][row[item_id]])
     torch.manual_seed(0)
-    fresh, copied = (build_network(len(split.vocabulary), SETTINGS) for _ in range(2))
-    copy_weights(copied, split.vocabulary, warm)
+    fresh, copied = (build_network(Shape(len(split.vocabulary), 1), SETTINGS) for _ in range(2))
+    copy_weights(copied, split.vocabulary, warm, ("click",))
     _, held_out = hold_out_newest(split.train, SETTINGS)
-    assert evaluate(copied, held_out) == pytest.approx(old.ndcg_at_10)
-    assert evaluate(fresh, held_out) < 0.5 * evaluate(copied, held_out)
+    contents = torch.from_numpy(split.contents)
+    assert evaluate(copied, held_out, contents) == pytest.approx(old.ndcg_at_10)
+    assert evaluate(fresh, held_out, contents) < 0.5 * evaluate(copied, held_out, contents)
+
+
+def test_warm_start_finds_event_types_and_content_by_name() -> None:
+    torch.manual_seed(0)
+    settings = msgspec.structs.replace(SETTINGS, dim=4, heads=1)
+    old = build_network(Shape(2, 2, 6), settings)
+    for parameter in old.parameters():
+        torch.nn.init.normal_(parameter)
+    weights = {name: p.detach().numpy() for name, p in old.state_dict().items()}
+    warm = WarmStart(("a", "b"), weights, ("click", "buy"), (("text", 2), ("image", 2)))
+    new = build_network(Shape(2, 3, 9), settings)
+    before = {name: p.clone() for name, p in new.state_dict().items()}
+    copy_weights(new, ("a", "b"), warm, ("view", "buy", "click"), (("image", 2), ("sound", 3), ("text", 2)))
+    types, content = new.type_embedding.weight, new.content.weight
+    assert torch.equal(types[[0, 2, 3]], old.type_embedding.weight[[0, 2, 1]])
+    assert torch.equal(types[1], before["type_embedding.weight"][1])
+    assert torch.equal(content[:, [0, 1]], old.content.weight[:, [2, 3]])  # image
+    assert torch.equal(content[:, [5, 6]], old.content.weight[:, [0, 1]])  # text
+    assert torch.equal(content[:, [7, 9 - 1]][:, 0], old.content.weight[:, 5])  # the mask of image
+    assert torch.equal(content[:, 2:5], before["content.weight"][:, 2:5])
 
 
 def test_sampled_softmax_estimates_the_full_one() -> None:
     torch.manual_seed(3)
-    network = build_network(300, SETTINGS)
+    network = build_network(Shape(300), SETTINGS)
     states, targets = torch.randn(64, SETTINGS.dim), torch.randint(1, 301, (64,))
-    nothing = torch.zeros(64, 1, dtype=torch.int64)
+    nothing, contents = torch.zeros(64, 1, dtype=torch.int64), torch.zeros(302, 1)
     q = torch.rand(301) + 0.05
     q[0] = 0.0
     loss = SampledSoftmax(q / q.sum(), 4000)
     with torch.no_grad():
-        full = float(full_softmax(network, states, targets, nothing))
-        sampled = float(np.mean([float(loss(network, states, targets, nothing)) for _ in range(10)]))
+        full = float(full_softmax(network, states, targets, nothing, contents))
+        draws = [float(loss(network, states, targets, nothing, contents)) for _ in range(10)]
+        sampled = float(np.mean(draws))
     assert sampled == pytest.approx(full, abs=0.02)
 
 
 def test_what_was_seen_is_no_rival_unless_it_is_the_target() -> None:
     torch.manual_seed(3)
-    network = build_network(5, SETTINGS)
-    states = torch.randn(1, SETTINGS.dim)
+    network = build_network(Shape(5), SETTINGS)
+    states, contents = torch.randn(1, SETTINGS.dim), torch.zeros(7, 1)
     seen, target = torch.tensor([[0, 2, 4]]), torch.tensor([4])
     with torch.no_grad():
-        logits = network.logits(states)[0]
+        logits = network.logits(states, contents)[0]
         expected = torch.logsumexp(logits[[1, 3, 4, 5]], 0) - logits[4]
-        assert float(full_softmax(network, states, target, seen)) == pytest.approx(float(expected), abs=1e-5)
+        loss = full_softmax(network, states, target, seen, contents)
+        assert float(loss) == pytest.approx(float(expected), abs=1e-5)
 
 
 def test_sampled_softmax_learns_the_chain_too() -> None:
@@ -117,7 +134,7 @@ def test_sampled_softmax_learns_the_chain_too() -> None:
 
 def test_broken_weights_are_named_not_trained_on() -> None:
     split = split_by_time(markov_log(users=120), SETTINGS)
-    network = build_network(len(split.vocabulary), SETTINGS)
+    network = build_network(Shape(len(split.vocabulary), 1), SETTINGS)
     weights = {name: p.numpy() * np.float32(np.nan) for name, p in network.state_dict().items()}
     with pytest.raises(TrainingDivergedError, match="loss is nan at batch 1"):
         train(split, SETTINGS, WarmStart(split.vocabulary, weights))

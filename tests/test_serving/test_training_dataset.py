@@ -73,10 +73,10 @@ def test_split_equals_the_plain_loop(events: Rows) -> None:
     assert got == expected
     by_user: dict[int, list[str]] = {}
     for e in train:
-        if f"i{e[1]}" in split.vocabulary:
-            by_user.setdefault(e[0], []).append(f"i{e[1]}")
+        by_user.setdefault(e[0], []).append(f"i{e[1]}" if f"i{e[1]}" in split.vocabulary else "rare")
+    names = [*split.vocabulary, "rare"]
     sequences = [
-        [split.vocabulary[k - 1] for k in split.train.items[a:b]]
+        [names[k - 1] for k in split.train.items[a:b]]
         for a, b in zip(split.train.starts[:-1], split.train.starts[1:], strict=True)
     ]
     assert sequences == [by_user[user] for user in sorted(by_user)]
@@ -128,7 +128,8 @@ def test_windows_learn_every_row_once_from_its_predecessors(
 def _sequences(starts: np.ndarray, items: np.ndarray):  # type: ignore[no-untyped-def]
     from serving.training.dataset import Sequences
 
-    return Sequences(starts, items, np.arange(len(items)), np.ones(len(items), dtype=np.bool_))
+    ones = np.ones(len(items), dtype=np.int64)
+    return Sequences(starts, items, ones, np.arange(len(items)), ones.astype(np.bool_))
 
 
 def test_early_stopping_looks_at_the_newest_part_only() -> None:

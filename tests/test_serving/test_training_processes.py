@@ -1,0 +1,110 @@
+"""Two processes train one network: the same losses as one, and one that dies ends both."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+
+from serving.training.dataset import split_by_time
+from serving.training.distributed import ALONE, local_rank, world_size
+from serving.training.train import TrainedNetwork, train
+from serving.training.windows import training_batches
+from tests.test_serving.chain import SETTINGS, markov_log
+
+SMALL = msgspec.structs.replace(
+    SETTINGS, dim=16, blocks=1, dropout=0.0, max_epochs=3, max_cpu_seconds=600.0, max_seconds=600.0
+)
+USERS = 70  # windows in no even number of whole batches
+SCRIPT = """
+    import json, os, sys
+    import msgspec
+    from serving.training.dataset import split_by_time
+    from serving.training.device import Place
+    from serving.training.distributed import joined
+    from serving.training.settings import TrainerSettings
+    from serving.training.train import train
+    from tests.test_serving.chain import markov_log
+
+    settings = msgspec.json.decode(sys.argv[1], type=TrainerSettings)
+    die = len(sys.argv) > 2
+
+    def progress(point):
+        if die:
+            os.kill(os.getpid(), 9)
+
+    with joined(Place.of(settings).device) as world:
+        split = split_by_time(markov_log(users={users}), settings)
+        trained = train(split, settings, progress=progress, place=Place.of(settings, world))
+        if world.leads:
+            print(json.dumps([[p.loss, p.ndcg_at_10] for p in trained.curve]))
+        world.wait()
+"""
+
+
+def _start(folder: Path, rank: int, port: int, *arguments: str) -> subprocess.Popen[str]:
+    script = folder / "script.py"
+    script.write_text(textwrap.dedent(SCRIPT).format(users=USERS))
+    told = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "MASTER_PORT": str(port)}
+    environ = {**os.environ, **told, "MASTER_ADDR": "127.0.0.1", "PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, str(script), msgspec.json.encode(SMALL).decode(), *arguments]
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, env=environ, stdout=pipe, stderr=pipe, text=True)
+
+
+def _free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port: int = found.getsockname()[1]
+        return port
+
+
+def test_two_processes_have_the_losses_of_one(tmp_path: Path) -> None:
+    port = _free_port()
+    processes = [_start(tmp_path, rank, port) for rank in range(2)]
+    alone: TrainedNetwork = train(split_by_time(markov_log(users=USERS), SMALL), SMALL)
+    outputs = [process.communicate(timeout=200) for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], outputs
+    found = np.array(json.loads(outputs[0][0]))
+    expected = np.array([[p.loss, p.ndcg_at_10] for p in alone.curve])
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+    assert expected[-1, 0] < expected[0, 0] - 0.3, "nothing was learned, so nothing was compared"
+    assert outputs[1][0] == ""
+
+
+@pytest.mark.slow
+def test_one_that_dies_ends_the_other_with_an_error(tmp_path: Path) -> None:
+    port = _free_port()
+    first, second = (_start(tmp_path, rank, port, "die") for rank in range(2))  # only the first reports
+    assert first.wait(timeout=200) == -9
+    _, error = second.communicate(timeout=60)
+    assert second.returncode not in (0, None)
+    assert "ProcessLostError: process 1 of 2 lost another one" in error
+
+
+def test_shares_are_all_of_a_batch() -> None:
+    split = split_by_time(markov_log(users=USERS), SMALL)
+    for batch in training_batches(split.train, SMALL, np.random.default_rng(3)):
+        parts = [batch.part(rank, 3) for rank in range(3)]
+        assert sum(len(part.inputs) for part in parts) == len(batch.inputs)
+        for rank, part in enumerate(parts):
+            np.testing.assert_array_equal(part.targets, batch.targets[rank::3])
+            assert part.inputs.shape[1] == batch.inputs.shape[1]
+
+
+def test_without_torchrun_a_process_is_alone() -> None:
+    assert world_size({}) == 1
+    assert local_rank({}) == 0
+    assert world_size({"WORLD_SIZE": "4"}) == 4
+    assert (ALONE.agree(0.25), ALONE.total(3.0), ALONE.share(b"x")) == (0.25, 3.0, b"x")
+    assert ALONE.either(True)
+    assert not ALONE.either(False)
+    ALONE.wait()

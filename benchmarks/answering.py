@@ -109,12 +109,12 @@ def _record(bench: Bench, stream: Stream, feeds: Path) -> dict[str, Any]:
     calls = load_feeds(feeds)
     if not calls:
         raise FreshetError("the recording worker never called ONNX Runtime")
-    users = sum(len(history) for history, _ in calls)
+    users = sum(len(call.history) for call in calls)
     return {
         "recorded_calls": len(calls),
         "users_a_call": round(users / len(calls), 1),
-        "history": calls[-1][0].shape[1],
-        "candidates_a_user": round(sum(len(c) * c.shape[1] for _, c in calls) / users, 1),
+        "history": calls[-1].history.shape[1],
+        "candidates_a_user": round(sum(call.candidates.size for call in calls) / users, 1),
     }
 
 

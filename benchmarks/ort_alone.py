@@ -11,32 +11,30 @@ import time
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
+from serving.ranker.inputs import INPUTS, RankerInputs
 from serving.ranker.session import RankerSession
 
 __all__ = ["load_feeds", "users_per_s"]
 
-Feeds = list[tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]]
 
-
-def load_feeds(path: str | Path) -> Feeds:
-    """Recorded calls, oldest first: (history int64[B, L], candidates int64[B, C])."""
+def load_feeds(path: str | Path) -> list[RankerInputs]:
+    """Recorded calls, oldest first."""
     with np.load(path, allow_pickle=False) as stored:
         calls = sorted({int(name.partition(".")[0]) for name in stored.files})
-        return [(stored[f"{n}.history"], stored[f"{n}.candidates"]) for n in calls]
+        return [RankerInputs(**{name: stored[f"{n}.{name}"] for name in INPUTS}) for n in calls]
 
 
-def users_per_s(session: RankerSession, feeds: Feeds, seconds: float) -> float:
+def users_per_s(session: RankerSession, feeds: list[RankerInputs], seconds: float) -> float:
     """Score all recorded calls again and again for at least `seconds`, after one round that does not
     count."""
-    for history, candidates in feeds:
-        session.score(history, candidates)
+    for inputs in feeds:
+        session.score(inputs)
     users, started = 0, time.perf_counter()
     while time.perf_counter() - started < seconds:
-        for history, candidates in feeds:
-            session.score(history, candidates)
-            users += len(history)
+        for inputs in feeds:
+            session.score(inputs)
+            users += len(inputs.history)
     return users / (time.perf_counter() - started)
 
 

@@ -1,4 +1,5 @@
-"""A ranker to measure with: the trainer's default network with random weights, exported as the trainer does.
+"""A ranker to measure with: the trainer's default network and head with random weights, exported as the
+trainer does.
 
 How long a score takes depends on the shape of the graph, not on what its weights have learned.
 """
@@ -12,6 +13,8 @@ from pathlib import Path
 import msgspec
 
 from benchmarks.bench import Bench, Deployment
+from serving.features import FEATURES_DIGEST
+from serving.ranker.inputs import FEATURES
 from serving.registry.manifest import (
     GOLDEN_FILE,
     MODEL_FILE,
@@ -27,7 +30,7 @@ from serving.registry.manifest import (
 from serving.registry.store import Registry
 from streams.model_commands import promote
 
-__all__ = ["VERSION", "announce_random", "model_path", "publish_random"]
+__all__ = ["VERSION", "announce_random", "export_random", "model_path", "publish_random"]
 
 VERSION = "random-weights"
 SEED = 4
@@ -39,6 +42,12 @@ def publish_random(bench: Bench, vocabulary: Sequence[str]) -> None:
     if VERSION not in registry.list():
         files, history_length, opset = _export(vocabulary, bench.folder)
         registry.publish(_manifest(vocabulary, files, history_length, opset, registry.model_name), files)
+
+
+def export_random(vocabulary: Sequence[str], folder: Path) -> tuple[Path, int]:
+    """The graph as a file in `folder`, and the length of its history."""
+    _, history_length, _ = _export(vocabulary, folder)
+    return folder / MODEL_FILE, history_length
 
 
 def model_path(bench: Bench) -> Path:
@@ -57,23 +66,23 @@ def _export(vocabulary: Sequence[str], folder: Path) -> tuple[dict[str, bytes], 
     import torch
 
     from serving.training.export import OPSET, export_onnx
+    from serving.training.fused import ExportedRanker, FusionHead
     from serving.training.networks import build_network
+    from serving.training.networks.base import Shape
     from serving.training.settings import TrainerSettings
 
     settings = TrainerSettings()
     torch.manual_seed(SEED)
     torch.set_num_threads(1)
-    network = build_network(len(vocabulary), settings)
+    network = build_network(Shape(len(vocabulary)), settings)
     path = folder / MODEL_FILE
-    golden = export_onnx(network, path, seed=SEED).golden
+    golden = export_onnx(ExportedRanker(network, FusionHead()), path, seed=SEED).golden
     weights = {name: value.detach().numpy() for name, value in network.state_dict().items()}
     files = {
         MODEL_FILE: path.read_bytes(),
         VOCABULARY_FILE: msgspec.json.encode(list(vocabulary)),
         WEIGHTS_FILE: safetensors.numpy.save(weights),
-        GOLDEN_FILE: safetensors.numpy.save(
-            {"history": golden.history, "candidates": golden.candidates, "scores": golden.scores}
-        ),
+        GOLDEN_FILE: safetensors.numpy.save(golden.arrays()),
     }
     return files, settings.history_length, OPSET
 
@@ -107,4 +116,7 @@ def _manifest(
         opset=opset,
         created_at_ms=int(time.time() * 1000),
         code_version="benchmark",
+        fused=True,
+        features=FEATURES,
+        features_digest=FEATURES_DIGEST,
     )

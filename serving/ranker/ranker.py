@@ -136,20 +136,26 @@ class Ranker:
             features=asked.features,
             item_vectors=self.contents if contents is None else contents,
         )
-        return self.score_inputs(inputs)
+        return self._scored(inputs)
 
     def score_inputs(self, inputs: RankerInputs) -> Float32:
         """float32[B, C], NaN where a candidate is padding, or unknown to a network that isn't `fused`.
 
         Raises RankerError when shapes don't fit, a place has no content vector, or a score is not finite.
         """
-        n, width = inputs.candidates.shape
         self._check(inputs)
+        return self._scored(inputs)
+
+    def _scored(self, inputs: RankerInputs) -> Float32:
+        n, width = inputs.candidates.shape
         if not n or not width:
             return np.empty((n, width), dtype=np.float32)
         step = max(1, MAX_CELLS // width)
-        parts = [self.session.score(inputs.part(start, start + step)) for start in range(0, n, step)]
-        scores = parts[0] if len(parts) == 1 else np.concatenate(parts)
+        if n <= step:
+            scores = self.session.score(inputs)
+        else:
+            parts = [self.session.score(inputs.part(start, start + step)) for start in range(0, n, step)]
+            scores = np.concatenate(parts)
         hidden = -1 if self.fused else self.unseen
         if bad := hide(scores, inputs.candidates, hidden):
             judged = np.count_nonzero((inputs.candidates > PADDING) & (inputs.candidates != hidden))

@@ -168,7 +168,7 @@ def test_swaps_under_full_load(fleet: Deployment, swaps: int) -> None:
     assert [ranker for ranker, _ in groupby(m.ranker for m in made)] == expected
     assert not any(m.degraded for m in made)
     assert reports[-1].swaps == swaps
-    assert reports[-1].refusals == {10: {"digest": 1}, 100: {"digest": 5, "not_finite": 5}}[swaps]
+    _check_refusals(reports[-1].refusals, {"digest": -(-swaps // 20), "not_finite": swaps // 20})
     _check_memory(reports, swaps)
 
 
@@ -182,10 +182,18 @@ def _publish_bad(folder: Path) -> None:
     publish_table(folder, "nan", VOCABULARY, nothing, golden_scores=golden)
 
 
+def _check_refusals(found: dict[str, int], bad: dict[str, int]) -> None:
+    """Each bad version was refused, and once more where the next one came so soon that it was announced as
+    the one after the bad one, to be scored beside it."""
+    assert set(found) == {kind for kind, times in bad.items() if times}
+    assert all(bad[kind] <= times <= 2 * bad[kind] for kind, times in found.items()), found
+
+
 def _check_memory(reports: list[WorkerStats], swaps: int) -> None:
     """From a fifth of the swaps on, resident memory stays where it is."""
     settled = next(report.rss_bytes for report in reports if report.swaps >= max(2, swaps // 5))
-    assert max(report.rss_bytes for report in reports) - settled < FLAT_BYTES
+    grown = max(report.rss_bytes for report in reports) - settled
+    assert grown < FLAT_BYTES, f"{grown >> 20} MiB more than the {settled >> 20} after the first swaps"
 
 
 class Flow:

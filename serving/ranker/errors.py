@@ -22,6 +22,7 @@ REFUSAL_KINDS = {
     "size": "larger than `registry.max_file_bytes`",
     "file": "a file that is no ONNX graph, vocabulary or probe, or one that is not let in",
     "signature": "other inputs or outputs than ours",
+    "features": "trained on other online features than this code makes",
     "vocabulary": "vocabulary and manifest disagree",
     "not_finite": "scores that are no numbers",
     "probe": "golden inputs do not give the golden scores",

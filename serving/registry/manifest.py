@@ -6,8 +6,7 @@ The manifest names every file with its SHA-256 and size, so that digest pins the
 from __future__ import annotations
 
 import hashlib
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import msgspec
 
@@ -29,7 +28,6 @@ __all__ = [
     "SliceScore",
     "TrainedOn",
     "digest_of",
-    "features_digest",
     "file_entries",
 ]
 
@@ -170,7 +168,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     features: tuple[str, ...] = ()
     """Names of the columns of `features`, the live online scores."""
     features_digest: str = ""
-    """`features_digest` of those names and of the code that makes them; "" in a version without them."""
+    """`serving.features.FEATURES_DIGEST` as it was at training; "" in a version that reads none."""
     content: tuple[ContentInput, ...] = ()
     compression: dict[str, dict[str, float]] = {}
     """What each way to compress gave, by its name: size_bytes, latency_ms, ndcg_at_10 and so on."""
@@ -183,15 +181,6 @@ def digest_of(data: bytes) -> str:
     'e3b0c442'
     """
     return hashlib.sha256(data).hexdigest()
-
-
-def features_digest(names: Sequence[str], code_version: str) -> str:
-    """SHA-256 in hex of the features' names, in order, and of the version of the code that makes them.
-
-    >>> features_digest(("popularity",), "1") == features_digest(("popularity",), "2")
-    False
-    """
-    return digest_of(json.dumps([code_version, *names]).encode())
 
 
 def file_entries(files: Mapping[str, bytes]) -> dict[str, FileEntry]:

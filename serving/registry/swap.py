@@ -19,6 +19,7 @@ import numpy.typing as npt
 import safetensors.numpy
 from safetensors import SafetensorError
 
+from serving.features import FEATURES_DIGEST
 from serving.ranker.errors import RankerError, RankerRefusedError, RegistryError
 from serving.ranker.inputs import INPUTS, RankerInputs
 from serving.ranker.probe import median_latency_ms
@@ -107,6 +108,12 @@ def _load(stored: StoredVersion, wish: Wish) -> Ranker:
     manifest = stored.manifest
     if manifest.signature != Signature():
         raise RankerError(f"signature {manifest.signature}, expected {Signature()}", "signature")
+    if manifest.features_digest not in ("", FEATURES_DIGEST):
+        raise RankerError(
+            f"trained on features {manifest.features_digest[:12]} ({', '.join(manifest.features)}), here "
+            f"they are {FEATURES_DIGEST[:12]}: train again with this version of the code",
+            "features",
+        )
     try:
         vocabulary = msgspec.json.decode(stored.files[VOCABULARY_FILE], type=list[str])
     except msgspec.DecodeError as error:
@@ -235,20 +242,24 @@ class RankerSlot:
                 late = self._shadow_is != (event.version, event.digest)
                 late |= ranker is not None and ranker is self.shadow
             else:
-                late = ranker is not None and (
-                    number < self._in_force_since or _is(self.current, event.version, event.digest)
-                )
+                late = ranker is not None and self._is_late(number, event)
             if late:
                 continue
             event = dataclasses.replace(
                 event, previous=self.current.version if self.current is not None else None
             )
             if ranker is not None and event.role == "live":
-                self.current, self._in_force_since = ranker, number
+                self.current = ranker
             elif ranker is not None:
                 self.shadow = ranker
             return event
         return None
+
+    def _is_late(self, number: int, event: SwapEvent) -> bool:
+        """Whether a later request has brought what is in force, or this one's version is that."""
+        late = number < self._in_force_since
+        self._in_force_since = max(number, self._in_force_since)
+        return late or _is(self.current, event.version, event.digest)
 
     def _want(self, role: Role, version: str, digest: str) -> None:
         self._requests += 1

@@ -11,6 +11,7 @@ import onnx
 import pytest
 import safetensors.numpy
 
+from serving.features import FEATURES_DIGEST
 from serving.ranker.errors import FAULTS_OF_THE_VERSION, REFUSAL_KINDS, RankerRefusedError, RegistryError
 from serving.ranker.settings import RankerSettings
 from serving.registry.manifest import (
@@ -19,7 +20,6 @@ from serving.registry.manifest import (
     ContentInput,
     Manifest,
     Signature,
-    features_digest,
     file_entries,
 )
 from serving.registry.settings import RegistrySettings
@@ -194,6 +194,24 @@ def test_scores_that_are_no_numbers(tmp_path: Path) -> None:
     assert "3200 of 3200 scores are not finite" in text
 
 
+def test_features_of_another_code_are_refused(tmp_path: Path) -> None:
+    registry, published = publish_table(tmp_path, "v0", ITEMS, TABLE)
+    files = registry.fetch("v0").files
+    for version, features in (("v1", "0" * 64), ("v2", FEATURES_DIGEST)):
+        manifest = msgspec.structs.replace(
+            published.manifest, version=version, features=("popularity",), features_digest=features
+        )
+        made = registry.publish(manifest, files)
+        if version == "v1":
+            kind, text = kind_of(tmp_path, made.digest)
+            assert kind == "features"
+            assert (
+                f"trained on features 000000000000 (popularity), here they are {FEATURES_DIGEST[:12]}" in text
+            )
+        else:
+            assert load_verified(registry, version, made.digest, "cpu").version == "v2"
+
+
 def test_faults_of_the_version_are_kinds() -> None:
     assert set(REFUSAL_KINDS) > FAULTS_OF_THE_VERSION
     assert {"store", "slow", "load"}.isdisjoint(FAULTS_OF_THE_VERSION)
@@ -241,13 +259,11 @@ def test_a_manifest_of_before_reads_as_plain_and_a_new_one_says_all(tmp_path: Pa
         manifest,
         precision="int8",
         features=("popularity",),
-        features_digest=features_digest(("popularity",), "1"),
+        features_digest=FEATURES_DIGEST,
         content=(ContentInput(name="text", dim=384),),
         compression={"int8": {"size_bytes": 10.0, "ndcg_loss": 0.001}},
     )
     assert msgspec.json.decode(msgspec.json.encode(new), type=Manifest) == new
-    assert new.features_digest == features_digest(("popularity",), "1")
-    assert new.features_digest != features_digest(("recency",), "1")
 
 
 def test_the_golden_probe_is_read_back_from_the_store(tmp_path: Path) -> None:

@@ -144,7 +144,7 @@ class ScheduleSettings(_Section, frozen=True, kw_only=True, forbid_unknown_field
     """Or once this much time has passed and anything new has come; 0 turns the clock off."""
     on_drift: bool = False
     """Or once the online models' hits on new interactions have fallen: an alarm of `drift_detector`."""
-    drift_detector: Literal["adwin", "page_hinkley", "kswin"] = "adwin"
+    drift_detector: Literal["adwin", "page_hinkley"] = "adwin"
     from_offset: Annotated[int, Meta(ge=0)] = 0
     """Read `interactions` from here on."""
     from_time: str = ""

@@ -12,6 +12,7 @@ Started by torchrun, the first process decides when to train and on what, and al
 from __future__ import annotations
 
 import logging
+import math
 import os
 import threading
 import time
@@ -80,6 +81,8 @@ class Trainer:
         self._stop = threading.Event()
         self._training = False
         self._start = 0
+        self._limit = math.inf
+        self._later: list[Record] = []
         self._drift = DriftWatch(self._schedule.drift_detector)
         self._log = TrainingLog(settings.trainer.max_interactions)
         self._trained_at = 0
@@ -145,10 +148,22 @@ class Trainer:
         return PartitionReader(settings, {self._key: self._start})
 
     def _append(self, message: Record) -> None:
+        if message.offset() >= self._limit:
+            self._later.append(message)
+            return
         name = where(message)
         self._log.add(decode_record(message.value(), name), message.offset(), name)
 
+    def _take_up_to(self, limit: float) -> None:
+        """From now on, and of what was read already, take in what stands before that offset: a training that
+        is continued, or shared with other processes, must have the same data and no more."""
+        self._limit, read = limit, self._later
+        self._later = []
+        for message in read:
+            self._append(message)
+
     def _read_to(self, reader: PartitionReader, end: int) -> bool:
+        self._take_up_to(end)
         return reader.read_to({self._key: end}, self._append, should_stop=self._stop.is_set)
 
     def _next(self, reader: PartitionReader) -> float:
@@ -157,6 +172,7 @@ class Trainer:
             return NOTHING
         if self._stop.is_set():
             return STOP
+        self._take_up_to(math.inf)
         for message in reader.poll(500, IDLE_S):
             self._append(message)
         return float(reader.positions[self._key]) if self._due() else NOTHING

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from streams.cli_common import JSON, Context, progress_bar, show, stop_on_signals
+from streams.cli_common import JSON, Context, progress_bar, show, stop_on_signals, table
 from streams.errors import FreshetError
 from streams.settings import Settings
 
@@ -161,8 +161,14 @@ def _print(summary: dict[str, Any]) -> None:
         click.echo(f"  not published: {reason}")
     for note in summary["notes"]:
         click.echo(f"  {note}")
-    for name, value in summary["metrics"].items():
-        click.echo(f"  {name} {value:.4f}")
+    metrics = summary["metrics"]
+    whose = ("challenger", "champion", "online", "popularity")
+    rows = [
+        {"": name, "HR@10": f"{hr:.4f}", "NDCG@10": f"{metrics[f'{name}_ndcg_at_10']:.4f}"}
+        for name in whose
+        if (hr := metrics.get(f"{name}_hr_at_10")) is not None
+    ]
+    table(rows, ["", "HR@10", "NDCG@10"])
 
 
 def _check(once: bool, dataset: str | None, of_dataset: dict[str, object]) -> None:

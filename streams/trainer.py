@@ -259,16 +259,6 @@ class Trainer:
 def announcement(name: str, outcome: Outcome, uri: str) -> ModelRecord:
     """The outcome as a record of `models`: the live version, or a refusal with its numbers."""
     report, published = outcome.report, outcome.published
-    scores = {
-        f"{who}_{metric}": getattr(score, metric)
-        for who, score in (
-            ("challenger", report.challenger),
-            ("champion", report.champion),
-            ("popularity", report.popularity),
-        )
-        if score is not None
-        for metric in ("hr_at_10", "ndcg_at_10")
-    }
     now_ms = int(time.time() * 1000)
     if published is None:
         return ModelRecord(
@@ -278,7 +268,7 @@ def announcement(name: str, outcome: Outcome, uri: str) -> ModelRecord:
             digest=None,
             uri=uri,
             reason="; ".join(report.reasons),
-            metrics=scores,
+            metrics=report.figures(),
             published_at=now_ms,
         )
     trained_on = published.manifest.trained_on
@@ -288,7 +278,7 @@ def announcement(name: str, outcome: Outcome, uri: str) -> ModelRecord:
         status="live",
         digest=published.digest,
         uri=published.uri,
-        metrics=scores,
+        metrics=report.figures(),
         trained_on=msgspec.structs.asdict(trained_on),
         published_at=now_ms,
     )

@@ -86,6 +86,7 @@ class RankerView:
         self._known = 0
         self._vectors = ranker.contents
         self._places_used = len(ranker.contents)
+        self._changes = 0
         self._own: dict[str, int] = {}
         self._types: tuple[tuple[str, ...], Int64] = ((), np.zeros(0, dtype=np.int64))
 
@@ -106,8 +107,10 @@ class RankerView:
         return self._places[:rows]
 
     def vectors(self) -> Float32:
-        """float32[N, E]: content vectors by place, as they are now."""
-        return self._vectors[: self._places_used]
+        """float32[N, E]: content vectors by place, as they are now, zeros behind the last place; the ranker's
+        session has them on its device."""
+        self.ranker.session.bind_items(self._vectors, self._changes)
+        return self._vectors
 
     def types_of(self, names: tuple[str, ...]) -> Int64:
         """int64[n]: the network's event types by the codes of `names`."""
@@ -135,6 +138,7 @@ class RankerView:
                 more = np.zeros((max(64, place), self._vectors.shape[1]), dtype=np.float32)
                 self._vectors = np.concatenate((self._vectors, more))
         self._vectors[place] = vector
+        self._changes += 1
         return place
 
 

@@ -40,6 +40,8 @@ class Scorer(Protocol):
 
     def score(self, inputs: RankerInputs) -> Float32: ...
 
+    def bind_items(self, vectors: Float32, version: int = 0) -> None: ...
+
 
 @dataclass(slots=True)
 class Asked:

@@ -102,14 +102,15 @@ class RankerSession:
 
         On the CPU nothing is copied, so rows may change in place. A GPU gets a copy: again for another array,
         and for the same with another `version`, which the caller counts up when rows have changed. A call
-        under way may see rows from before and after. Raises ValueError for another element type or layout.
+        under way may see rows from before and after. Without `io_binding` each call is given the memory as it
+        is. Raises ValueError for another element type or layout.
         """
         if vectors.dtype != np.float32 or vectors.ndim != 2 or not vectors.flags.c_contiguous:
             raise ValueError(
                 f"item vectors are {vectors.dtype}{vectors.shape}: C-contiguous float32[N, E] is asked"
             )
         items = self._items
-        if items is not None and items.holds(vectors) and items.version == version:
+        if not self._bind or (items is not None and items.holds(vectors) and items.version == version):
             return
         if items is not None and self._device != "cpu" and items.value.shape() == list(vectors.shape):
             items.refresh(vectors, version)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from serving.ranker.inputs import CONTEXT, FEATURES
+from serving.settings import ServingSettings
 from serving.training.networks.base import SequenceNetwork, tokens_of
 
 __all__ = ["ExportedRanker", "FusionHead"]
@@ -16,7 +17,7 @@ _HIDDEN = 16
 class FusionHead(nn.Module):
     r"""The network's opinion and the online models', joined by weights that depend on the user's experience.
 
-    $$s(i) = \sum_k w_k(x)\, z_{ik} + \mathrm{MLP}([z_i; x]), \qquad w(x) = \mathrm{softplus}(A x + b)$$
+    $$s(i) = \sum_k w_k(x)\, z_{ik} + \mathrm{MLP}([z_i; x]), \qquad w(x) = A x + b$$
 
     z_i = [log softmax of the network's scores over the candidates; features of i] and x the context. The log
     softmax makes scores of different users, and of models trained apart, comparable (a log-linear pool of
@@ -30,8 +31,23 @@ class FusionHead(nn.Module):
         self.hidden = nn.Linear(inputs + len(CONTEXT), _HIDDEN)
         self.out = nn.Linear(_HIDDEN, 1, bias=False)
         nn.init.zeros_(self.gate.weight)
-        nn.init.constant_(self.gate.bias, -1.0)
+        nn.init.constant_(self.gate.bias, 0.3)
         nn.init.zeros_(self.out.weight)
+
+    @classmethod
+    def blending(cls, settings: ServingSettings) -> FusionHead:
+        """A head that gives what `serving.scoring` would blend with the settings' weights: where fitting
+        starts."""
+        head = cls()
+        weights = {
+            "covisitation": settings.covisitation_weight,
+            "popularity": settings.popularity_weight,
+            "factor": settings.factor_weight,
+        }
+        start = [settings.ranker_weight, *(weights.get(name, 0.0) for name in FEATURES)]
+        with torch.no_grad():
+            head.gate.bias.copy_(torch.tensor(start))
+        return head
 
     def forward(self, scores: Tensor, present: Tensor, context: Tensor, features: Tensor) -> Tensor:
         """float32[B, C] of network scores float32[B, C], present bool[B, C] (not padding), context
@@ -41,7 +57,7 @@ class FusionHead(nn.Module):
         opinion = scores - torch.logsumexp(masked, dim=1, keepdim=True)
         opinion = torch.where(present, opinion, torch.zeros_like(opinion))
         z = torch.cat([opinion.unsqueeze(2), features], dim=2)
-        weights = nn.functional.softplus(self.gate(context))
+        weights = self.gate(context)
         whole = torch.cat([z, context.unsqueeze(1).expand(-1, z.shape[1], -1)], dim=2)
         correction = self.out(torch.tanh(self.hidden(whole))).squeeze(2)
         joined: Tensor = torch.matmul(z, weights.unsqueeze(2)).squeeze(2) + correction

@@ -38,7 +38,7 @@ class GateSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     max_loss_new_users: Annotated[float, msgspec.Meta(ge=0)] = 0.02
     max_loss_new_items: Annotated[float, msgspec.Meta(ge=0)] = 0.02
     max_loss_coverage: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.3
-    min_slice_events: Positive = 50
+    min_slice_events: Positive = 200
     parity_tolerance: Annotated[float, msgspec.Meta(gt=0)] = 1e-4
     latency_budget_ms: Annotated[float, msgspec.Meta(gt=0)] = 100.0
     bootstrap_samples: Positive = 1000

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 
-torch = pytest.importorskip("torch")
-
-from serving.training.dataset import Sequences  # noqa: E402
-from serving.training.networks import build_network  # noqa: E402
-from serving.training.networks.base import SequenceNetwork, Shape  # noqa: E402
-from serving.training.settings import TrainerSettings  # noqa: E402
-from serving.training.spectral import covisitation_graph, spectral_vectors, start_items  # noqa: E402
+from serving.training.dataset import Sequences
+from serving.training.networks import build_network
+from serving.training.networks.base import SequenceNetwork, Shape
+from serving.training.settings import TrainerSettings
+from serving.training.spectral import covisitation_graph, spectral_vectors, start_items
 
 
 def _sequences(*users: list[int]) -> Sequences:

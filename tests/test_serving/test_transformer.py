@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 
-torch = pytest.importorskip("torch")
-
-from serving.ranker.inputs import gap_buckets  # noqa: E402
-from serving.training.networks.base import Shape, Tokens  # noqa: E402
-from serving.training.networks.transformer import Block, Relation, Transformer  # noqa: E402
-from serving.training.settings import TrainerSettings  # noqa: E402
+from serving.ranker.inputs import gap_buckets
+from serving.training.networks.base import Shape, Tokens
+from serving.training.networks.transformer import Block, Relation, Transformer
+from serving.training.settings import TrainerSettings
 
 
 def _tokens(items: list[int], gaps_s: list[float]) -> Tokens:
@@ -92,6 +91,7 @@ def test_the_same_items_at_other_times_are_another_user_once_times_have_weights(
     with torch.no_grad():
         assert torch.allclose(network.states(soon, contents), network.states(late, contents), atol=1e-6)
         for block in network.blocks:
+            assert isinstance(block, Block)
             block.elapsed.normal_()
         changed = network.states(soon, contents) - network.states(late, contents)
     assert changed[0, :3].abs().max() < 1e-6  # before the late one nothing differs

@@ -65,10 +65,9 @@ def digest_of_run(
     found = hashlib.sha256(msgspec.json.encode([FORMAT, settings, size, str(torch.__version__), more]))
     found.update(msgspec.json.encode(split.vocabulary))
     train = split.train
-    judged = train.targets[:0] if split.judged is None else split.judged
-    columns = (train.starts, train.items, train.types, train.times_ms, train.targets, split.contents, judged)
-    for column in columns:
-        found.update(np.ascontiguousarray(column).data)
+    columns = (train.starts, train.items, train.types, train.times_ms, train.targets, train.values)
+    for column in (*columns, split.contents, split.judged):
+        found.update(b"none" if column is None else np.ascontiguousarray(column).data)
     for name, values in sorted((warm_start or {}).items()):
         found.update(name.encode() + np.ascontiguousarray(values).tobytes())
     return found.hexdigest()

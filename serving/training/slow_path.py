@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import safetensors.numpy
@@ -13,7 +13,6 @@ import safetensors.numpy
 from serving.ranker.errors import RankerRefusedError, RegistryError
 from serving.ranker.inputs import Contents
 from serving.ranker.ranker import Ranker
-from serving.ranker.session import RankerSession
 from serving.registry.manifest import MODEL_FILE, WEIGHTS_FILE, GateReport
 from serving.registry.store import Published, Registry
 from serving.registry.swap import load_verified
@@ -21,11 +20,13 @@ from serving.training import checkpoint
 from serving.training.dataset import InteractionLog, LogSplit, split_by_time
 from serving.training.device import Place
 from serving.training.distributed import ALONE, World
+from serving.training.ensemble import train_networks
 from serving.training.examples import Examples
 from serving.training.export import Export, export_onnx
+from serving.training.fit_head import fit_head
 from serving.training.fused import ExportedRanker
 from serving.training.gate import Judged, gate
-from serving.training.publish import Product, files_of, manifest_of, version_of
+from serving.training.publish import Product, figures_of, files_of, manifest_of, version_of
 from serving.training.settings import TrainerSettings
 from serving.training.train import Progress, TrainedNetwork, train
 from serving.training.warm_start import WarmStart
@@ -96,7 +97,9 @@ def run_slow_path(
     clock.stage("train", 0.02, f"{split.interactions} interactions, {len(split.vocabulary)} items")
     try:
         warm_start = incumbent.warm_start if incumbent is not None else None
-        trained = train(split, settings, warm_start, clock.epoch, Place.of(settings, world, own))  # 2
+        trained = train_networks(
+            split, settings, warm_start, clock.epoch, Place.of(settings, world, own)
+        )  # 2
         if not world.leads:
             return None
         data = Judged(split.newest, split.popularity, examples, split.event_type_names, contents)
@@ -117,31 +120,50 @@ def _judged(
     clock: _Clock,
     problem: str,
 ) -> Outcome:
-    settings = trained.settings
-    clock.stage("export", 0.8, f"NDCG@10 {trained.ndcg_at_10:.4f} on the newest training events")
-    created_at_ms = int(time.time() * 1000)
-    ranker = ExportedRanker(trained.network)
-    model, export = _exported(ranker, settings)
-    product = Product(trained, split, ranker, model, export, version_of(created_at_ms, model), created_at_ms)
-    clock.stage("gate", 0.9, f"{len(split.newest)} events")
+    product, notes = _made(trained, split, data, clock)
+    clock.stage("gate", 0.95, f"{len(split.newest)} events")
     report = gate(
-        _challenger(product, settings),
+        product.served(product.session()),
         incumbent.ranker if incumbent is not None else None,
         data,
-        settings.gate,
-        export.parity,
+        trained.settings.gate,
+        product.export.parity,
+        precision=product.precision,
         weights=trained.weights(),
-        seed=settings.seed,
+        seed=trained.settings.seed,
     )
     if not report.accepted:
         clock.stage("refused", 1.0, "; ".join(report.reasons))
-        return Outcome(None, report, clock.seconds, product, split, problem)
+        return Outcome(None, report, clock.seconds, product, split, problem, notes)
     clock.stage("publish", 0.98, product.version)
     files = files_of(product)
     published = registry.publish(manifest_of(product, registry.model_name, report, files), files)
     score = report.challenger.ndcg_at_10 if report.challenger is not None else float("nan")
     clock.stage("published", 1.0, f"{product.version}, NDCG@10 {score:.4f}")
-    return Outcome(published, report, clock.seconds, product, split, problem)
+    return Outcome(published, report, clock.seconds, product, split, problem, notes)
+
+
+def _made(
+    trained: TrainedNetwork, split: LogSplit, data: Judged, clock: _Clock
+) -> tuple[Product, tuple[str, ...]]:
+    """The graph that is to serve, and what should be known of how it came about."""
+    settings, notes = trained.settings, []
+    clock.stage("head", 0.8, f"NDCG@10 {trained.ndcg_at_10:.4f} on the newest training events")
+    fitted = None
+    if data.examples is not None and settings.head_examples:
+        fitted = fit_head(trained.network, split, data.examples, settings, data.contents)
+    if fitted is None:
+        notes.append("The online features are not joined in: too few lists, or the fixed blend was as good.")
+    clock.stage("export", 0.83, trained.settings.network)
+    ranker = ExportedRanker(trained.network, fitted.head if fitted is not None else None)
+    model, export = _exported(ranker, settings)
+    created_at_ms = int(time.time() * 1000)
+    product = Product(trained, split, ranker, model, export, version_of(created_at_ms, model), created_at_ms)
+    product = replace(product, figures=figures_of(fitted) if fitted is not None else {})
+    if not settings.compression.candidates:
+        return product, tuple(notes)
+    clock.stage("compress", 0.88, f"{len(model):,} bytes")
+    return product.compressed(data, lambda kind: clock.say(0.88, kind)), tuple(notes)
 
 
 def _exported(ranker: ExportedRanker, settings: TrainerSettings) -> tuple[bytes, Export]:
@@ -149,19 +171,6 @@ def _exported(ranker: ExportedRanker, settings: TrainerSettings) -> tuple[bytes,
         path = Path(folder) / MODEL_FILE
         export = export_onnx(ranker, path, seed=settings.seed)
         return path.read_bytes(), export
-
-
-def _challenger(product: Product, settings: TrainerSettings) -> Ranker:
-    split = product.split
-    return Ranker(
-        RankerSession(product.model, "cpu", settings.threads),
-        split.vocabulary,
-        version=product.version,
-        history_length=settings.history_length,
-        event_types=split.event_type_names,
-        fused=product.ranker.head is not None,
-        contents=split.contents if split.content else None,
-    )
 
 
 def prepare() -> None:
@@ -196,8 +205,12 @@ class _Clock:
         if self._name:
             self.seconds[self._name] = now - self._since
         self._name, self._since = name, now
+        self.say(fraction, text)
+
+    def say(self, fraction: float, text: str) -> None:
+        """More of the present stage."""
         if self._progress is not None:
-            self._progress(Stage(name, fraction, text))
+            self._progress(Stage(self._name, fraction, text))
 
     def epoch(self, point: Progress) -> None:
         if self._progress is None:

@@ -96,7 +96,9 @@ def fit_head(
     fitting, judging = (one.at(one.found) for one in (lists.at(slice(None, cut)), newest))
     if not len(fitting) or not len(judging):
         return None
-    blend = FusionHead.blending(serving or ServingSettings())
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(settings.seed)
+        blend = FusionHead.blending(serving or ServingSettings())
     head = copy.deepcopy(blend)
     _fit(head, fitting, judging, settings.seed)
     factor = _sharpening(blend, fitting)

@@ -1,0 +1,117 @@
+"""The trainer on a real log: where it begins, what it trains on, and that a killed training is continued."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from serving.training.slow_path import Stage
+from streams.clients import make_producer, producer_config
+from streams.errors import FreshetError, SettingsError
+from streams.events import Event
+from streams.learning_log import LogRecord
+from streams.model_records import live_record, model_records
+from streams.settings import Settings
+from streams.synthetic import synthetic
+from streams.trainer import Trainer
+from streams.trainer_dataset import LocalWorker
+from streams.trainer_start import first_offset
+
+T0 = 1_700_000_000_000
+
+
+class Killed(BaseException):
+    """Comes out of the progress line, where a kill would stop everything."""
+
+
+def quick(settings: Settings, **schedule: object) -> Settings:
+    """A small network, a lenient gate, and no other reason to train than a killed training."""
+    trainer = msgspec.structs.replace(
+        settings.trainer, dim=16, blocks=1, history_length=10, max_epochs=3, patience=3,
+        max_cpu_seconds=600.0, max_seconds=600.0, head_examples=200,
+        gate=msgspec.structs.replace(settings.trainer.gate, min_ndcg_gain=-1.0, ndcg_tolerance=1.0),
+        compression=msgspec.structs.replace(settings.trainer.compression, candidates=()),
+    )  # fmt: skip
+    never = {"every_s": 0.0, "every_interactions": 10**9, "niceness": 0}
+    return msgspec.structs.replace(
+        settings,
+        trainer=trainer,
+        schedule=msgspec.structs.replace(settings.schedule, **{**never, **schedule}),
+    )
+
+
+def records_of(settings: Settings, events: Sequence[Event]) -> list[LogRecord]:
+    return list(LocalWorker(settings).records(events))
+
+
+def write(settings: Settings, records: Sequence[LogRecord], times_ms: Sequence[int] | None = None) -> None:
+    """Records into the learning log, each with its own time."""
+    producer = make_producer(producer_config(settings))
+    for number, record in enumerate(records):
+        at = {} if times_ms is None else {"timestamp": times_ms[number]}
+        producer.produce(
+            settings.names["interactions"],
+            msgspec.msgpack.encode(record),
+            partition=0,
+            **at,
+        )
+    assert producer.flush(20) == 0
+
+
+def test_it_begins_at_an_offset_or_a_time(settings: Settings) -> None:
+    records = records_of(settings, synthetic().events[:1200])
+    write(settings, records, [T0 + 60_000 * n for n in range(len(records))])
+    assert len(records) >= 3
+    assert first_offset(settings) == 0
+    assert first_offset(quick(settings, from_offset=2)) == 2
+    assert first_offset(quick(settings, from_time=str(T0 + 60_000))) == 1
+    assert first_offset(quick(settings, from_time="2023-11-14T22:14:20.001Z")) == 2
+    assert first_offset(quick(settings, from_time=str(T0 + 10**9))) == len(records)
+    with pytest.raises(SettingsError, match="set one"):
+        first_offset(quick(settings, from_time=str(T0), from_offset=1))
+    later = quick(settings, from_offset=1)
+    positive = sum(int((record.column("weight", "<f4") > 0).sum()) for record in records[1:])
+    with pytest.raises(FreshetError, match=f"training on {positive} interactions"):
+        Trainer(msgspec.structs.replace(later, trainer=msgspec.structs.replace(
+            later.trainer, min_interactions=10**6))).run_once()  # fmt: skip
+
+
+@pytest.mark.slow
+def test_a_killed_training_is_continued_on_the_data_that_it_had(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("FRESHET_HOME", str(tmp_path / "home"))
+    own = quick(settings)
+    records = records_of(own, synthetic().events[:4000])
+    first, rest = records[:6], records[6:]
+    write(own, first)
+
+    def kill(stage: Stage) -> None:
+        if "epoch 2" in stage.text:
+            raise Killed
+
+    with pytest.raises(Killed):
+        Trainer(own, kill).run_once()
+    assert live_record(model_records(own), "ranker") is None
+    write(own, rest)
+
+    def stop(stage: Stage) -> None:
+        if stage.name == "published":
+            again._stop.set()
+
+    again = Trainer(own, stop)
+    with caplog.at_level(logging.INFO, "freshet.trainer"):
+        again.run()
+    live = live_record(model_records(own), "ranker")
+    assert live is not None
+    assert live.trained_on is not None
+    assert live.trained_on["to_offset"] == len(first) - 1
+    assert f"continuing the training on the log up to offset {len(first)}" in caplog.text
+    assert "epoch 1," not in caplog.text, "the training began anew"
+    assert "epoch 3," in caplog.text
+    assert not list((tmp_path / "home" / "training").rglob("*.safetensors"))
+    assert not list((tmp_path / "home" / "training").rglob("begun.json"))

@@ -1,6 +1,6 @@
 """Users scored a second, 200 candidates each, on one core: `Ranker` beside ONNX Runtime alone.
 
-    python -m benchmarks.scoring [--quick]
+    python -m benchmarks.scoring [--quick] [--docs]
 
 The graph is the trainer's default network and head with random weights. Ours goes from rows of the item
 table to scores: it lays histories out and runs the graph; theirs runs the graph on what ours made. Both take
@@ -13,19 +13,19 @@ import json
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import click
 import numpy as np
 
 from benchmarks.ranker_model import export_random
-from benchmarks.report import environment
+from benchmarks.report import DOCUMENT, environment, put_into
 from serving.ranker.inputs import CONTEXT, FEATURES, RankerInputs
 from serving.ranker.ranker import Asked, Ranker
 from serving.ranker.session import RankerSession
 
-__all__ = ["measure"]
+__all__ = ["as_text", "measure"]
 
 RESULTS = Path(__file__).parent / "results"
 GOAL = 0.9
@@ -82,6 +82,17 @@ def measure(model: Path, history_length: int, users: int, rounds: int) -> dict[s
     }
 
 
+def as_text(rows: Sequence[dict[str, float]]) -> str:
+    """A Markdown table."""
+    lines = ["| users a call | users/s | ONNX Runtime alone | reached | to reach |", "| --- " * 5 + "|"]
+    lines += [
+        f"| {row['users_a_call']:.0f} | {row['ours_users_per_s']:,.0f} | {row['alone_users_per_s']:,.0f} "
+        f"| {row['reached']:.3f} x | {GOAL} x |"
+        for row in rows
+    ]
+    return "\n".join(lines)
+
+
 def _seconds(call: Callable[[], object], calls: int) -> float:
     """Of this thread's processor time: others on the core don't count."""
     started = time.thread_time()
@@ -92,20 +103,19 @@ def _seconds(call: Callable[[], object], calls: int) -> float:
 
 @click.command()
 @click.option("--quick", is_flag=True, help="Few rounds: does it run?")
+@click.option("--docs", is_flag=True, help="Put the table into docs/performance.md.")
 @click.option("--results", default=RESULTS, type=click.Path(path_type=Path), show_default=True)
-def main(quick: bool, results: Path) -> None:
+def main(quick: bool, docs: bool, results: Path) -> None:
     with tempfile.TemporaryDirectory(prefix="freshet-scoring-") as folder:
         path, history_length = export_random([str(item) for item in range(ITEMS)], Path(folder))
         rows = [measure(path, history_length, users, 3 if quick else 41) for users in USERS]
-    for row in rows:
-        click.echo(
-            f"{row['users_a_call']:4.0f} users a call: {row['ours_users_per_s']:8,.0f} users/s, "
-            f"{row['alone_users_per_s']:8,.0f} alone, {row['reached']:.3f} x, at least {GOAL} x"
-        )
+    click.echo(as_text(rows))
     about = {**environment(len(rows), quick), "command": "python -m benchmarks.scoring"}
     results.mkdir(parents=True, exist_ok=True)
     content = {"candidates": CANDIDATES, "goal": GOAL, "rows": rows, "environment": about}
     (results / "scoring.json").write_text(json.dumps(content, indent=1) + "\n", "utf-8")
+    if docs:
+        put_into(DOCUMENT, "scoring", as_text(rows))
 
 
 if __name__ == "__main__":

@@ -93,7 +93,8 @@ def soft_loss(
         never = never.masked_fill(never == targets.unsqueeze(1), 0)
 
         def among(scorer: Scorer, states: Tensor) -> Tensor:
-            return scorer.logits(states, contents)[:, :-1].scatter(1, never, _NEVER)
+            logits = scorer.logits(states, contents)[:, :-1].float()  # half precision can't hold _NEVER
+            return logits.scatter(1, never, _NEVER)
 
     with torch.no_grad():
         wanted = teacher.opinion(taught, among, temperature)[:, :-1]

@@ -22,7 +22,7 @@ TABLE = np.array([[5.0, 3.0, 4.0], [4.0, 5.0, 2.0], [3.0, 4.0, 5.0]])
 DOCS = Path(__file__).resolve().parents[2] / "docs" / "training.md"
 
 
-def network_with(name: str, vectors: np.ndarray) -> SequenceNetwork:  # type: ignore[type-arg]
+def network_with(name: str, vectors: np.ndarray) -> SequenceNetwork:
     """A network whose items 1, 2, ... have these vectors float[V, d], and no biases."""
     items, dim = vectors.shape
     network = build_network(Shape(items), TrainerSettings(network=name, dim=dim, heads=1)).eval()
@@ -31,11 +31,11 @@ def network_with(name: str, vectors: np.ndarray) -> SequenceNetwork:  # type: ig
     return network
 
 
-def scores_of(network: SequenceNetwork, states: np.ndarray) -> np.ndarray:  # type: ignore[type-arg]
+def scores_of(network: SequenceNetwork, states: np.ndarray) -> np.ndarray:
     """float32[n, V] of states float[n, d]."""
     contents = torch.zeros(network.vocabulary_size + 2, 1)
     with torch.no_grad():
-        return network.logits(torch.from_numpy(states.astype(np.float32)), contents).numpy()[:, 1:-1]  # type: ignore[no-any-return]
+        return network.logits(torch.from_numpy(states.astype(np.float32)), contents).numpy()[:, 1:-1]
 
 
 def test_a_score_is_an_inner_product_and_a_cosine_of_unit_vectors() -> None:
@@ -54,7 +54,7 @@ def test_a_score_is_an_inner_product_and_a_cosine_of_unit_vectors() -> None:
     np.testing.assert_allclose(cosines, expected, atol=1e-6)
 
 
-def perceptron(first: np.ndarray, out: np.ndarray) -> NeuMF:  # type: ignore[type-arg]
+def perceptron(first: np.ndarray, out: np.ndarray) -> NeuMF:
     """NeuMF without its inner product: first layer over [u; v] float[4, 4], identity, then `out` float[2];
     item 1 is v = (0.3, 0.4)."""
     network = network_with("ncf", np.array([[9.0, 9.0, 0.3, 0.4]]))
@@ -78,7 +78,11 @@ def test_a_perceptron_over_both_vectors_by_hand() -> None:
     user = first[:, :2] @ np.array([0.1, 0.2]) + bias  # the user's half of the first layer
     logit = scores_of(network, np.hstack([np.zeros(2), user])[None, :])[0, 0]
     assert logit == pytest.approx(1.0, abs=1e-6)
-    layers = [(first[:2], bias[:2]), (np.eye(2), np.zeros(2)), (out[None, :], [-1.2])]
+    layers: list[plain.Layer] = [
+        (first[:2], bias[:2]),
+        (np.eye(2), np.zeros(2)),
+        (out[None, :], [-1.2]),
+    ]
     probability = plain.mlp_probability([0.1, 0.2], [0.3, 0.4], layers)
     assert 1.0 / (1.0 + math.exp(-logit)) == pytest.approx(probability, abs=1e-6)
     softplus = torch.nn.functional.softplus

@@ -123,8 +123,7 @@ class Verdicts:
         if not models.overtaken or live is None or live is self._put_right:
             return []
         self._put_right = live
-        again = msgspec.structs.replace(live, replaces=None)
-        return [msgspec.structs.replace(again, published_at=int(time.time() * 1000))]
+        return [msgspec.structs.replace(live, replaces=live.version, published_at=int(time.time() * 1000))]
 
     def _judged(self, models: ModelState) -> list[ModelRecord]:
         """How the trial in hand ended, if it has, or a shadow's that has nothing to be compared with."""

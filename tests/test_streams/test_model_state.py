@@ -75,8 +75,13 @@ def test_a_verdict_that_another_live_version_overtook_counts_for_nothing() -> No
     assert made.live is not None
     assert made.live.version == "v3"
     assert made.overtaken
-    made.take(record("v3"))
+    made.take(record("v3", replaces="v3"))
     assert not made.overtaken, "the topic's last word is right again"
+    made.take(record("v4"))
+    made.take(record("v3", replaces="v3"))
+    assert made.live.version == "v4", "also where that comes too late"
+    assert made.overtaken
+    made.take(record("v3"))
     made.take(record("v1", replaces="v3"))
     assert made.live.version == "v1"
     fresh = state(record("v1", replaces="v2"))

@@ -131,9 +131,10 @@ def fill(sequences: Sequences, windows: Int64, learn: Bool) -> Batch:
     token[:, 0] = False
     inputs = np.where(token, sequences.items[before], 0)
     types = np.where(token, sequences.types[before], 0)
-    times_s = sequences.times_ms[before] / 1000.0
-    gaps = np.zeros(inputs.shape, dtype=np.int64)
-    gaps[:, 2:] = np.where(token[:, 2:], gap_buckets(times_s[:, 2:] - times_s[:, 1:-1]), 0)
+    gaps_ms = sequences.times_ms[before] - sequences.times_ms[np.maximum(before - 1, 0)]
+    users = sequences.starts[np.searchsorted(sequences.starts, begin, side="right") - 1]
+    has_gap = token & (before > users)  # the oldest item of a window that begins later has one, as in service
+    gaps = np.where(has_gap, gap_buckets((gaps_ms / 1000.0).astype(np.float32)), 0)
     learned = inside & (rows >= first) & learn[rows]
     targets = np.where(learned, sequences.items[rows], 0)
     target_types = np.where(learned, sequences.types[rows], 0)

@@ -7,9 +7,10 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serving.training.dataset import Sequences
+from serving.ranker.inputs import gap_buckets
+from serving.training.dataset import EvaluationSlice, Sequences
 from serving.training.settings import TrainerSettings
-from serving.training.windows import hold_out, training_batches, with_ties_shuffled
+from serving.training.windows import fill, hold_out, training_batches, with_ties_shuffled
 
 
 def _sequences(times: list[list[int]]) -> Sequences:
@@ -72,3 +73,18 @@ def test_rows_named_for_judging_are_held_out_with_all_that_their_user_had_before
     assert targets.tolist() == [3, 7]
     seen = {n: sorted(judged.seen_item[judged.seen_target == n].tolist()) for n in (0, 1)}
     assert seen == {0: [1, 2], 1: [5, 6]}
+
+
+def test_a_window_has_the_gaps_that_service_gives_also_where_it_begins_amid_a_history() -> None:
+    sequences = _sequences([[1000, 3000, 3000, 90_000, 95_000], [7000, 8000]])
+    asked = EvaluationSlice(
+        item_ids=tuple("0abcdefg"), items=sequences.items, types=sequences.types, times_ms=sequences.times_ms,
+        rows=np.arange(7), starts=np.array([0, 0, 5]), positions=np.array([4, 2, 6]),
+    )  # fmt: skip
+    windows = np.array([[2, 4, 5], [0, 2, 3], [5, 6, 7]])  # inputs: rows 2 and 3, 0 and 1, 5
+    batch = fill(sequences, windows, sequences.targets)
+    served = gap_buckets(asked.history_gaps_s(2))
+    assert batch.gaps[:2, 1:].tolist() == served[:2].tolist() == [[0, 4], [0, 1]]
+    assert batch.gaps[2].tolist() == [0, 0, 0]
+    later = fill(sequences, np.array([[3, 4, 5]]), sequences.targets)
+    assert later.gaps[0, 1] == gap_buckets(asked.history_gaps_s(1))[0, 0] == 4

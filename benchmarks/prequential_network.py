@@ -22,7 +22,7 @@ from serving.training.fused import ExportedRanker
 from serving.training.settings import TrainerSettings
 from serving.training.train import TrainedNetwork, WarmStart, train
 
-__all__ = ["Retrained", "Stream", "log_of", "prefix_settings"]
+__all__ = ["Retrained", "Stream", "Training", "exported_model", "log_of", "logits_of", "prefix_settings"]
 
 USERS = 64
 """Users asked at once."""
@@ -70,10 +70,11 @@ class Stream:
 
 
 def log_of(stream: Stream, count: int) -> InteractionLog:
-    """The first `count` events as the learning log has them."""
+    """The first `count` events as the learning log has them: users as `LocalWorker` numbers them."""
     log = InteractionLog()
     log.append(
-        user=stream.user[:count].astype(np.uint64), item_ids=stream.item_ids, item=stream.item[:count],
+        user=stream.user[:count].astype(np.uint64) + np.uint64(1),
+        item_ids=stream.item_ids, item=stream.item[:count],
         time_ms=stream.time_ms[:count], event_type=np.zeros(count), weight=stream.weight[:count],
         offset=np.arange(count),
     )  # fmt: skip
@@ -85,6 +86,16 @@ def prefix_settings(settings: TrainerSettings, count: int) -> TrainerSettings:
     return msgspec.structs.replace(settings, slice_fraction=1.5 / count)
 
 
+@dataclass(frozen=True, slots=True)
+class Training:
+    """What was trained on the first `count` events, and its export."""
+
+    count: int
+    split: LogSplit
+    trained: TrainedNetwork
+    session: RankerSession
+
+
 @dataclass(slots=True)
 class Retrained:
     """The newest network, and what it says of events to come. `trainings`: what each cost and reached."""
@@ -92,8 +103,9 @@ class Retrained:
     stream: Stream
     settings: TrainerSettings
     contents: Contents | None = None
+    is_warm: bool = False
     trainings: list[dict[str, Any]] = field(default_factory=list)
-    _warm: WarmStart | None = None
+    newest: Training | None = None
 
     def retrain(self, count: int, until: int) -> tuple[Float32, NDArray[np.int64]]:
         """Train on the first `count` events, warm from the last time, and export.
@@ -104,9 +116,9 @@ class Retrained:
         started_cpu_s, started_s = time.process_time(), time.monotonic()
         settings = prefix_settings(self.settings, count)
         split = split_by_time(log_of(self.stream, count), settings, self.contents)
-        trained = train(split, settings, self._warm)
-        self._warm = WarmStart(trained.vocabulary, trained.weights())
-        session = _exported(trained)
+        trained = train(split, settings, self._warm_start())
+        session = RankerSession(exported_model(ExportedRanker(trained.network)), "cpu", 1)
+        self.newest = Training(count, split, trained, session)
         self.trainings.append(
             {
                 "events": count, "items": len(split.vocabulary), "epochs": len(trained.curve),
@@ -116,14 +128,20 @@ class Retrained:
             }
         )  # fmt: skip
         place, vectors = _places(self.stream.item_ids, split, self.contents)
-        return _logits(session, self.stream.asked(count, until), place, vectors, settings), place - 1
+        return logits_of(session, self.stream.asked(count, until), place, vectors, settings), place - 1
+
+    def _warm_start(self) -> WarmStart | None:
+        if self.newest is None or not self.is_warm:
+            return None
+        return WarmStart(self.newest.trained.vocabulary, self.newest.trained.weights())
 
 
-def _exported(trained: TrainedNetwork) -> RankerSession:
+def exported_model(ranker: ExportedRanker) -> bytes:
+    """The ONNX file of a network, with its head if it has one."""
     with tempfile.TemporaryDirectory(prefix="freshet-bench-") as folder:
         path = Path(folder) / "model.onnx"
-        export_onnx(ExportedRanker(trained.network), path)
-        return RankerSession(path.read_bytes(), "cpu", 1)
+        export_onnx(ranker, path)
+        return path.read_bytes()
 
 
 def _places(
@@ -141,7 +159,7 @@ def _places(
     return place, np.concatenate([split.contents, contents.of([ids[number] for number in new.tolist()])])
 
 
-def _logits(
+def logits_of(
     session: RankerSession,
     asked: EvaluationSlice,
     place: NDArray[np.int64],

@@ -2,18 +2,21 @@
 
     python -m benchmarks.prequential_ranker [--small] [--network transformer] [--cpu-s 60] [--cuts 10]
 
-The online models are the default `Fusion`. The network is retrained at every tenth of the stream on all that
-came before, warm from the last time, exported, and asked by ONNX Runtime; in between only its inputs change.
-Both opinions are pooled by weights that are learned event by event too (`benchmarks.prequential_pool`).
-Candidates are all items met so far less those that the user has had; an event on an item not met yet is a
-miss; ties count half. The figures are the online models' alone, and with the network, on the same events.
+The network is retrained at every tenth of the stream on all that came before, exported, and asked by ONNX
+Runtime; in between only its inputs change. It is judged twice, on the same events:
+
+1. Beside the default `Fusion`, in the whole catalogue: both opinions are pooled by weights that are learned
+   event by event too (`benchmarks.prequential_pool`). Candidates are all items met so far less those that the
+   user has had; an event on an item not met yet is a miss; ties count half.
+2. As a worker serves it (`benchmarks.prequential_served`): joined with the online features by the head that
+   was fitted at the last cut, in lists that serving's own retrieval made.
 """
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,24 +26,27 @@ from numpy.typing import NDArray
 
 from benchmarks.prequential_network import Retrained, Stream, log_of, prefix_settings
 from benchmarks.prequential_pool import Pool
+from benchmarks.prequential_served import Served
 from benchmarks.quality import data_of, events_of
 from benchmarks.report import environment
 from online_models import Fusion
 from online_models.evaluation import metrics
 from online_models.evaluation.comparison import paired
 from online_models.evaluation.interactions import Interaction
-from online_models.evaluation.protocols import Run, prequential
+from online_models.evaluation.protocols import prequential
 from online_models.evaluation.significance import paired_bootstrap
 from online_models.item_table import ItemTable
 from serving.training.dataset import split_by_time
 from serving.training.settings import TrainerSettings
 from serving.training.train import Progress, train
+from streams.datasets import Dataset
 
 __all__ = ["Fused", "OnlineAlone", "figures", "main", "seconds_to_best"]
 
 RESULTS = Path(__file__).parent / "results"
 SMALL_EVENTS = 3000
 ONLINE, FUSED = "online models alone", "with the network"
+Ranks = NDArray[np.float64]
 GOALS = {"whole": (0.215, 0.112), "last 70%": (0.225, 0.118)}
 
 
@@ -48,8 +54,11 @@ class Fused:
     """Online models and a network as one model of the evaluator's. Events must be learned in the order in
     which `stream` has them."""
 
-    def __init__(self, online: Fusion, network: Retrained, cuts: int) -> None:
-        self.online, self.network = online, network
+    def __init__(
+        self, online: Fusion, network: Retrained, cuts: int, before: Callable[[int], None] | None = None
+    ) -> None:
+        """`before` is told how many events were learned just before each training."""
+        self.online, self.network, self.before = online, network, before
         self.pool = Pool(2)
         self.cuts = [len(network.stream) * cut // cuts for cut in range(1, cuts)]
         self.learned = 0
@@ -98,6 +107,8 @@ class Fused:
     def _retrain(self) -> None:
         later = [cut for cut in self.cuts if cut > self.learned]
         until = later[0] if later else len(self.network.stream)
+        if self.before is not None:
+            self.before(self.learned)
         self._logits, self._columns = self.network.retrain(self.learned, until)
         self._first = self.learned
         self._column_of_row = np.zeros(0, dtype=np.int64)
@@ -132,31 +143,30 @@ class OnlineAlone:
         raise NotImplementedError("it ranks items, and predicts no ratings")
 
 
-def figures(run: Run) -> dict[str, Any]:
-    """HR@10 and NDCG@10 of both by part of the stream, and how sure the difference is."""
-    place = run.event / max(run.events, 1)
-    parts = {"whole": place >= 0.0, "last 70%": place >= 0.3}
-    by_name = {entrant.name: run.ranks(entrant) for entrant in run.entrants}
-    fused, online = by_name[FUSED], by_name[ONLINE]
+def figures(
+    own: Ranks,
+    other: Ranks,
+    names: tuple[str, str],
+    place: NDArray[np.float64],
+    user: NDArray[np.integer[Any]],
+) -> dict[str, Any]:
+    """HR@10 and NDCG@10 of two rankings of the same events by part of the stream, and how sure the difference
+    is; `place` float64[n] is each event's in the stream, from 0 to 1."""
     found: dict[str, Any] = {}
-    for part, chosen in parts.items():
-        gains = metrics.gains(fused[chosen]) - metrics.gains(online[chosen])
-        low, high = paired_bootstrap(gains, run.user[chosen])
-        pair = paired(fused[chosen] < 10, online[chosen] < 10)
+    for part, chosen in {"whole": place >= 0.0, "last 70%": place >= 0.3}.items():
+        gains = metrics.gains(own[chosen]) - metrics.gains(other[chosen])
+        low, high = paired_bootstrap(gains, user[chosen])
+        pair = paired(own[chosen] < 10, other[chosen] < 10)
         found[part] = {
-            "judged": int(chosen.sum()), FUSED: _both(fused[chosen]), ONLINE: _both(online[chosen]),
-            "ndcg_gain": float(gains.mean()), "ndcg_gain_low": low, "ndcg_gain_high": high,
-            "hits_only_with": pair.hits_only_model, "hits_only_alone": pair.hits_only_against,
+            "judged": int(chosen.sum()), names[0]: _both(own[chosen]), names[1]: _both(other[chosen]),
+            "ndcg_gain": round(float(gains.mean()), 5), "ndcg_gain_95": [round(low, 5), round(high, 5)],
+            "hits_only_first": pair.hits_only_model, "hits_only_second": pair.hits_only_against,
             "mcnemar_p": pair.p_value,
         }  # fmt: skip
-        if part in GOALS:
-            hr, ndcg = GOALS[part]
-            found[part]["goal"] = {"hr_at_10": hr, "ndcg_at_10": ndcg}
-            reached = found[part][FUSED]
-            found[part]["met"] = reached["hr_at_10"] >= hr and reached["ndcg_at_10"] >= ndcg and low > 0.0
     tenths = np.minimum((10 * place).astype(np.int64), 9)
     found["tenths"] = [
-        {name: _both(ranks[tenths == tenth]) for name, ranks in by_name.items()} for tenth in range(10)
+        {name: _both(ranks[tenths == tenth]) for name, ranks in zip(names, (own, other), strict=True)}
+        for tenth in range(10)
     ]
     return found
 
@@ -187,13 +197,37 @@ def seconds_to_best(stream: Stream, settings: TrainerSettings, share: float = 0.
     }  # fmt: skip
 
 
-def measure(events: Sequence[Interaction], settings: TrainerSettings, cuts: int) -> dict[str, Any]:
+def measure(
+    data: Dataset, events: Sequence[Interaction], settings: TrainerSettings, cuts: int, *, warm: bool
+) -> dict[str, Any]:
     """The whole run: figures, trainings, and what the pool learned."""
-    network = Retrained(Stream.of(events), settings)
-    fused = Fused(Fusion(), network, cuts)
+    stream = Stream.of(events)
+    network = Retrained(stream, settings, is_warm=warm)
+    served = Served(data.events[: len(events)], stream, 2 * -(-len(events) // cuts))
+    fused = Fused(Fusion(), network, cuts, lambda count: served.judge(network, count))
     run = prequential({FUSED: fused, ONLINE: OnlineAlone(fused)}, events, progress=_progress(len(events)))
-    weights = {str(history): fused.pool.weights(history).round(3).tolist() for history in (0, 1, 5, 10, 50)}
-    return {**figures(run), "trainings": network.trainings, "weights_by_history": weights}
+    served.judge(network, len(events))
+    place = run.event / max(run.events, 1)
+    by_name = {entrant.name: run.ranks(entrant) for entrant in run.entrants}
+    pooled = figures(by_name[FUSED], by_name[ONLINE], (FUSED, ONLINE), place, run.user)
+    for part, (hr, ndcg) in GOALS.items():
+        reached = pooled[part][FUSED]
+        is_met = reached["hr_at_10"] >= hr and reached["ndcg_at_10"] >= ndcg
+        pooled[part]["goal"] = {"hr_at_10": hr, "ndcg_at_10": ndcg}
+        pooled[part]["met"] = is_met and pooled[part]["ndcg_gain_95"][0] > 0.0
+    ranks = {name: found[run.event] for name, found in served.ranks.items()}
+    return {
+        "pooled": pooled,
+        "served": figures(ranks["fused"], ranks["online"], (FUSED, ONLINE), place, run.user),
+        "served_fixed_blend": figures(
+            ranks["fused"], ranks["fixed_blend"], (FUSED, "at a fixed weight"), place, run.user
+        ),
+        "trainings": network.trainings,
+        "heads": served.heads,
+        "weights_by_history": {
+            str(history): fused.pool.weights(history).round(3).tolist() for history in (0, 1, 5, 10, 50)
+        },
+    }
 
 
 def _progress(events: int) -> Any:
@@ -207,14 +241,19 @@ def _progress(events: int) -> Any:
 def summary(found: Mapping[str, Any]) -> str:
     """The figures as lines."""
     lines = []
-    for part in GOALS:
-        about, goal = found[part], found[part]["goal"]
-        lines.append(
-            f"{part}: {ONLINE} {about[ONLINE]['hr_at_10']:.4f} / {about[ONLINE]['ndcg_at_10']:.4f}, {FUSED} "
-            f"{about[FUSED]['hr_at_10']:.4f} / {about[FUSED]['ndcg_at_10']:.4f} (goal {goal['hr_at_10']} / "
-            f"{goal['ndcg_at_10']}), NDCG@10 {about['ndcg_gain']:+.4f} ({about['ndcg_gain_low']:+.4f} to "
-            f"{about['ndcg_gain_high']:+.4f}), McNemar p {about['mcnemar_p']:.2g}"
-        )
+    for way in ("pooled", "served", "served_fixed_blend"):
+        for part in GOALS:
+            about = found[way][part]
+            names = [name for name, value in about.items() if isinstance(value, dict) and name != "goal"]
+            means = ", ".join(
+                f"{name} {about[name]['hr_at_10']:.4f} / {about[name]['ndcg_at_10']:.4f}" for name in names
+            )
+            low, high = about["ndcg_gain_95"]
+            lines.append(
+                f"{way}, {part}: {means}; NDCG@10 {about['ndcg_gain']:+.4f} ({low:+.4f} to {high:+.4f}), "
+                f"McNemar p {about['mcnemar_p']:.2g}{', goal met' if about.get('met') else ''}"
+            )
+    lines.append(f"training on all: {found['training']['cpu_s']} s of processor time to 99% of its best")
     return "\n".join(lines)
 
 
@@ -223,28 +262,34 @@ def summary(found: Mapping[str, Any]) -> str:
 @click.option("--network", default="transformer", show_default=True, help="A name of the networks.")
 @click.option("--cpu-s", default=60.0, show_default=True, help="Seconds of processor time of one training.")
 @click.option("--cuts", default=10, show_default=True, help="Parts of the stream, with a training between.")
+@click.option(
+    "--warm/--cold", default=False, show_default=True, help="Whether a training starts from the last."
+)
 @click.option("--small", is_flag=True, help="The first 3,000 events, short trainings: does it run?")
 @click.option("--results", type=click.Path(path_type=Path, file_okay=False), default=RESULTS)
-def main(dataset: str, network: str, cpu_s: float, cuts: int, small: bool, results: Path) -> None:
+def main(dataset: str, network: str, cpu_s: float, cuts: int, warm: bool, small: bool, results: Path) -> None:
     """Measure, write prequential_ranker.json, print the figures."""
     started, started_cpu_s = time.monotonic(), time.process_time()
     data = data_of(dataset, small)
     events = events_of(data, None, SMALL_EVENTS if small else None)
     settings = TrainerSettings(
         network=network, max_cpu_seconds=2.0 if small else cpu_s, max_seconds=3600.0, min_interactions=100,
-        slice_max_events=1000, validation_fraction=0.02,
+        slice_max_events=1500,
     )  # fmt: skip
-    found = measure(events, settings, min(cuts, 4) if small else cuts)
+    found: dict[str, Any] = {"dataset": data.name, "events": len(events), "network": network, "warm": warm}
+    found |= measure(data, events, settings, min(cuts, 4) if small else cuts, warm=warm)
+    _write(results, found, started, started_cpu_s)  # what comes next takes minutes too
     found["training"] = seconds_to_best(Stream.of(events), settings)
-    found |= {
-        "dataset": data.name, "events": len(events), "network": network,
-        "seconds": round(time.monotonic() - started, 1),
-        "cpu_s": round(time.process_time() - started_cpu_s, 1),
-        "environment": {**environment(1, False), "command": "python -m benchmarks.prequential_ranker"},
-    }  # fmt: skip
-    results.mkdir(parents=True, exist_ok=True)
-    (results / "prequential_ranker.json").write_text(json.dumps(found, indent=1) + "\n", "utf-8")
+    _write(results, found, started, started_cpu_s)
     click.echo(summary(found))
+
+
+def _write(folder: Path, found: dict[str, Any], started: float, started_cpu_s: float) -> None:
+    found["seconds"] = round(time.monotonic() - started, 1)
+    found["cpu_s"] = round(time.process_time() - started_cpu_s, 1)
+    found["environment"] = {**environment(1, False), "command": "python -m benchmarks.prequential_ranker"}
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "prequential_ranker.json").write_text(json.dumps(found, indent=1) + "\n", "utf-8")
 
 
 if __name__ == "__main__":

@@ -6,7 +6,8 @@ import logging
 import os
 import sys
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -110,7 +111,7 @@ def _once(settings: Settings, world: World, as_json: bool) -> None:
     from streams.trainer import Trainer
 
     stop_on_signals(lambda: sys.exit(130))  # nothing is published before the end
-    with progress_bar("training", 100) as update:
+    with _progress(world) as update:
         record, _ = Trainer(
             settings, lambda stage: update(round(100 * stage.fraction), f"{stage.name}: {stage.text}"), world
         ).run_once()
@@ -133,7 +134,7 @@ def _on_dataset(
 
     stop_on_signals(lambda: sys.exit(130))  # the next run with the same words continues this one
     data = load_dataset(dataset, columns=_pairs("--column", columns, "user_id=userId"))
-    with progress_bar("training", 100) as update:
+    with _progress(world) as update:
         found = train_on_dataset(
             settings, data, events, champion, world,
             lambda stage: update(round(100 * stage.fraction), f"{stage.name}: {stage.text}"),
@@ -149,6 +150,11 @@ def _on_dataset(
         show(summary)
     else:
         _print(summary)
+
+
+def _progress(world: World) -> AbstractContextManager[Callable[[float, str], None]]:
+    """One bar, the first process's."""
+    return progress_bar("training", 100) if world.leads else nullcontext(lambda _done, _text: None)
 
 
 def _print(summary: dict[str, Any]) -> None:

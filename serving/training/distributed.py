@@ -102,13 +102,15 @@ def joined(device: torch.device) -> Iterator[World]:
         torch.cuda.set_device(device)
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     dist.init_process_group(backend, timeout=_WAIT)
+    world = World(dist.get_rank(), dist.get_world_size())
     try:
-        yield World(dist.get_rank(), dist.get_world_size())
+        yield world
+        world.wait()
     except RuntimeError as error:
         if not _is_of_connection(error):
             raise
         raise ProcessLostError(
-            f"process {dist.get_rank()} of {dist.get_world_size()} lost another one ({error}): nothing was"
+            f"process {world.rank} of {world.size} lost another one ({error}): nothing was"
             " published. Its own output says why it ended; the same command continues from the last epoch."
         ) from error
     dist.destroy_process_group()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -40,7 +41,7 @@ def quick(settings: Settings, **schedule: object) -> Settings:
     return msgspec.structs.replace(
         settings,
         trainer=trainer,
-        schedule=msgspec.structs.replace(settings.schedule, **{**never, **schedule}),
+        schedule=msgspec.structs.replace(settings.schedule, **{**never, **schedule}),  # type: ignore[arg-type]
     )
 
 
@@ -52,13 +53,9 @@ def write(settings: Settings, records: Sequence[LogRecord], times_ms: Sequence[i
     """Records into the learning log, each with its own time."""
     producer = make_producer(producer_config(settings))
     for number, record in enumerate(records):
-        at = {} if times_ms is None else {"timestamp": times_ms[number]}
-        producer.produce(
-            settings.names["interactions"],
-            msgspec.msgpack.encode(record),
-            partition=0,
-            **at,
-        )
+        at = int(time.time() * 1000) if times_ms is None else times_ms[number]
+        topic, value = settings.names["interactions"], msgspec.msgpack.encode(record)
+        producer.produce(topic, value, partition=0, timestamp=at)
     assert producer.flush(20) == 0
 
 

@@ -108,12 +108,13 @@ def _weights(summary: dict[str, Any]) -> dict[str, np.ndarray]:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)  # three runs, each by a process that compiles and imports anew
 def test_a_run_killed_by_the_kernel_ends_with_the_weights_of_one_that_was_not(tmp_path: Path) -> None:
     lenient = ("--set", "trainer.gate.ndcg_tolerance=1", "--set", "trainer.gate.min_ndcg_gain=-1")
     epochs = ("--set", "trainer.max_epochs=12", "--set", "trainer.patience=12", "--json", *lenient)
     home = tmp_path / "home"
     killed = _run(command(tmp_path / "one", *epochs), home)
-    deadline = time.monotonic() + 250
+    deadline = time.monotonic() + 600
     while not list(home.glob("training/data-sets/*/*.safetensors")):
         assert killed.poll() is None, killed.communicate()
         assert time.monotonic() < deadline, "no checkpoint appeared"
@@ -124,7 +125,7 @@ def test_a_run_killed_by_the_kernel_ends_with_the_weights_of_one_that_was_not(tm
     summaries = []
     for name, folder in (("one", home), ("two", tmp_path / "another home")):
         process = _run(command(tmp_path / name, *epochs), folder)
-        out, error = process.communicate(timeout=280)
+        out, error = process.communicate(timeout=600)
         assert process.returncode == 0, error
         summaries.append(json.loads(out))
     assert 1 <= summaries[0]["resumed_from"] <= 12
@@ -138,13 +139,14 @@ def test_a_run_killed_by_the_kernel_ends_with_the_weights_of_one_that_was_not(tm
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)  # three runs, each by a process that compiles and imports anew
 def test_torchrun_trains_with_two_processes_and_publishes_one_version(tmp_path: Path) -> None:
     arguments = command(tmp_path / "models", "--json", "--set", "trainer.gate.min_ndcg_gain=-1")
     environ = {**os.environ, "FRESHET_HOME": str(tmp_path / "home"), "PYTHONPATH": os.pathsep.join(sys.path)}
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master-port=0"]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone"]
     done = subprocess.run(
         [*torchrun, "-m", "streams.cli", *arguments, "--set", "trainer.gate.ndcg_tolerance=1"],
-        env=environ, capture_output=True, text=True, timeout=280, check=False,
+        env=environ, capture_output=True, text=True, timeout=600, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     [line] = [text for text in done.stdout.splitlines() if text.startswith("{")]

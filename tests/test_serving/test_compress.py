@@ -36,7 +36,7 @@ SETTINGS = TrainerSettings(
     heads=2,
     history_length=8,
     window_stride=8,
-    max_epochs=6,
+    max_epochs=4,
     max_seconds=60.0,
     compression=CompressionSettings(
         candidates=("int8_rows", "int8_static"), max_ndcg_loss=0.1, least_gain=1.0, size_weight=1.0
@@ -46,7 +46,7 @@ SETTINGS = TrainerSettings(
 
 @functools.cache
 def split() -> LogSplit:
-    return split_by_time(markov_log(users=250, steps=12), SETTINGS)
+    return split_by_time(markov_log(users=200, steps=12), SETTINGS)
 
 
 @functools.cache

@@ -207,9 +207,9 @@ class Replica:
             self._ask(record)
 
     def _ask(self, record: ModelRecord | None = None) -> None:
-        """Ask for what `record` says, or again for all that is wanted."""
-        live = self.models.live if record is None else record
-        if live is not None and live.status == "live" and live.digest is not None:
+        """Ask for what `record` says, if that counts, or again for all that is wanted."""
+        live = self.models.live
+        if live is not None and live.digest is not None and (record is None or record is live):
             self.slot.request(live.version, live.digest, live.uri)
         trial = self.models.trial
         if trial is None or record is None:

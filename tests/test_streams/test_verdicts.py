@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,15 +14,17 @@ import pytest
 from serving.registry.swap import RankerSlot, SwapEvent
 from streams.clients import make_producer, producer_config
 from streams.events import ModelRecord, TrialStats
-from streams.model_records import open_registry
+from streams.model_records import announce, open_registry
 from streams.model_state import ModelState
 from streams.replica import Replica
 from streams.settings import Settings
 from streams.topic_admin import check_layout
 from streams.validation import EventValidator
 from streams.verdicts import Verdicts
+from tests.test_serving.version_cases import publish_table, successor_table
 from tests.test_streams.test_model_state import on_probation, record
 
+VOCABULARY = [f"item-{n}" for n in range(20)]
 Produce = Callable[[bytes], None]
 
 
@@ -155,6 +158,22 @@ def test_what_was_not_compared_ends_too(verdicts: Verdicts, replica: Replica) ->
     take(replica, record("v4"), record("v1", replaces="v9"))
     assert told(said(verdicts, replica)) == [("v4", "live")], "a verdict on v9 came too late"
     assert said(verdicts, replica, wait_s=0.8) == []
+
+
+def test_a_verdict_that_came_too_late_swaps_nothing(limited: Settings, replica: Replica) -> None:
+    folder = Path(limited.registry.url)
+    made = [publish_table(folder, version, VOCABULARY, successor_table(20, 1))[1] for version in ("v1", "v2")]
+    first, second = (record(one.manifest.version, digest=one.digest) for one in made)
+    for one in (first, second, msgspec.structs.replace(first, replaces="v9")):
+        announce(limited, one)
+    deadline = time.monotonic() + 20
+    while not replica.models.overtaken or replica.slot.loading:
+        assert time.monotonic() < deadline
+        replica.follow()
+    served = [event.version for _ in range(5) if (event := replica.slot.swap_if_ready()) is not None]
+    assert replica.slot.current is not None
+    assert replica.slot.current.version == "v2"
+    assert "v1" not in served
 
 
 class Serving(SimpleNamespace):

@@ -203,6 +203,22 @@ def test_the_item_state_is_a_replica(both: Both) -> None:
     assert int(both.replay.items.activity.exposures.sum()) > 0, "impressions reach the trainer, too"
 
 
+def test_only_impressions_are_exposures() -> None:
+    worker = Serving(settings_of(serving=SERVING, models=MODELS))
+    worker.learn([Ev("u0", "e0", 0, "item-1"), Ev("u0", "e1", 1, "item-2")])
+    worker.learn(
+        [
+            Ev("u1", "e2", 2, "item-1", "nothing"),
+            Ev("u2", "e3", 3, "item-1", "nothing"),
+            Ev("u0", "e4", 4, "item-2", retracts="e0"),
+            Ev("u3", "e5", 5, "never-used", "nothing"),
+        ]
+    )
+    items = worker.items
+    shown = {item_id: int(items.activity.exposures[row]) for row, item_id in enumerate(items.items.ids)}
+    assert shown == {"item-1": 2, "item-2": 0}
+
+
 def test_other_settings_would_be_noticed(both: Both) -> None:
     """The comparison can fail: with more candidates the shares are others."""
     other = {**SERVING, "popularity_candidates": 30}

@@ -60,13 +60,13 @@ def _facts(outcome: Outcome) -> str:
     resumed = f" ({trained.resumed_from} of them by a former process)" if trained.resumed_from else ""
     parity, latency = outcome.report.parity, outcome.report.latency_ms
     more = [
-        f"largest difference between ONNX Runtime and PyTorch {parity:.1e}" if parity is not None else "",
-        f"16 users × 200 candidates in {latency:.1f} ms" if latency is not None else "",
+        f" Largest difference between ONNX Runtime and PyTorch: {parity:.1e}." if parity is not None else "",
+        f" 16 users × 200 candidates take {latency:.1f} ms." if latency is not None else "",
     ]
     return (
         f"<p>{split.interactions:,} interactions, {len(split.train):,} users and {len(split.vocabulary):,}"
         f" items in the training part; {outcome.report.events:,} newest events held out. {len(trained.curve)}"
-        f" epochs{resumed} in {trained.seconds:.1f} s. {'; '.join(text for text in more if text)}.</p>"
+        f" epochs{resumed} in {trained.seconds:.1f} s.{''.join(more)}</p>"
     )
 
 

@@ -45,14 +45,16 @@ def copy_weights(
     rest by name and shape. What is new keeps its first values. Gives the number of items copied."""
     items = _matches(warm_start.vocabulary, vocabulary)
     types = _matches(warm_start.event_types, event_types)
-    blocks = _matches(_components(warm_start.content), _components(content))
+    columns = _components(warm_start.content), _components(content)
+    blocks = _matches(*columns)
     with torch.no_grad():
         for name, parameter in network.state_dict().items():
             if name not in warm_start.weights:
                 continue
             source = torch.from_numpy(warm_start.weights[name]).to(parameter)
             if _ends_with(name, _PER_CONTENT) and _fit(source.T, parameter.T):
-                _copy_rows(parameter.T, source.T, blocks, 0)
+                if (len(columns[0]), len(columns[1])) == (source.shape[1], parameter.shape[1]):
+                    _copy_rows(parameter.T, source.T, blocks, 0)
             elif _ends_with(name, _PER_TYPE) and _fit(source, parameter):
                 parameter[0] = source[0]
                 _copy_rows(parameter, source, types, 1)

@@ -41,7 +41,7 @@ def quick(settings: Settings, **schedule: object) -> Settings:
     return msgspec.structs.replace(
         settings,
         trainer=trainer,
-        schedule=msgspec.structs.replace(settings.schedule, **{**never, **schedule}),  # type: ignore[arg-type]
+        schedule=msgspec.structs.replace(settings.schedule, **{**never, **schedule}),
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 
 import msgspec
 import numpy as np
@@ -14,6 +15,7 @@ from serving.training.dataset import split_by_time
 from serving.training.losses import SampledSoftmax, full_softmax
 from serving.training.networks import build_network
 from serving.training.networks.base import Shape
+from serving.training.report import html_report
 from serving.training.train import TrainingDivergedError, WarmStart, copy_weights, evaluate, train
 from serving.training.windows import hold_out_newest
 from tests.test_serving.ranker_cases import (
@@ -35,6 +37,19 @@ def test_the_chain_is_learned_and_published() -> None:
     assert outcome.report.popularity.hr_at_10 < 0.2
     assert outcome.report.parity is not None
     assert outcome.report.parity <= 1e-4
+
+
+def test_the_report_of_a_refusal_says_why_and_quotes_nothing_as_html() -> None:
+    _, outcome = markov_outcome()
+    refusal = msgspec.structs.replace(outcome.report, accepted=False, reasons=("a <b> too few",))
+    page = html_report(replace(outcome, published=None, report=refusal), "a <set>")
+    assert "<li>a &lt;b&gt; too few</li>" in page
+    assert "transformer on a &lt;set&gt;" in page
+    assert "Not published" in page
+    assert outcome.report.challenger is not None
+    assert f'<td class="best">{outcome.report.challenger.ndcg_at_10:.4f}</td>' in page
+    assert f"<b>{SETTINGS.history_length}</b>" in page, "a setting that is not the default"
+    assert "Published</b> as" in html_report(outcome, "a set")
 
 
 def test_the_exported_ranker_puts_the_right_next_item_first() -> None:
@@ -87,7 +102,7 @@ def test_warm_start_finds_event_types_and_content_by_name() -> None:
         torch.nn.init.normal_(parameter)
     weights = {name: p.detach().numpy() for name, p in old.state_dict().items()}
     warm = WarmStart(("a", "b"), weights, ("click", "buy"), (("text", 2), ("image", 2)))
-    new = build_network(Shape(2, 3, 9), settings)
+    new = build_network(Shape(2, 3, 10), settings)  # 2 + 3 + 2 components, and a mask each
     before = {name: p.clone() for name, p in new.state_dict().items()}
     copy_weights(new, ("a", "b"), warm, ("view", "buy", "click"), (("image", 2), ("sound", 3), ("text", 2)))
     types, content = new.type_embedding.weight, new.content.weight
@@ -95,8 +110,8 @@ def test_warm_start_finds_event_types_and_content_by_name() -> None:
     assert torch.equal(types[1], before["type_embedding.weight"][1])
     assert torch.equal(content[:, [0, 1]], old.content.weight[:, [2, 3]])  # image
     assert torch.equal(content[:, [5, 6]], old.content.weight[:, [0, 1]])  # text
-    assert torch.equal(content[:, [7, 9 - 1]][:, 0], old.content.weight[:, 5])  # the mask of image
-    assert torch.equal(content[:, 2:5], before["content.weight"][:, 2:5])
+    assert torch.equal(content[:, [7, 9]], old.content.weight[:, [5, 4]])  # the masks of image and text
+    assert torch.equal(content[:, [2, 3, 4, 8]], before["content.weight"][:, [2, 3, 4, 8]])
 
 
 def test_sampled_softmax_estimates_the_full_one() -> None:

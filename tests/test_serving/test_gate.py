@@ -125,6 +125,7 @@ def test_the_same_log_again_publishes_nothing_worse() -> None:
     assert outcome.published is not None
     settings = msgspec.structs.replace(SETTINGS, max_epochs=1, gate=GateSettings(min_ndcg_gain=0.5))
     again = run_slow_path(markov_log(), registry, settings, outcome.published.manifest.version)
+    assert again is not None
     assert again.published is None
     assert again.champion_problem == ""
     assert again.report.champion is not None
@@ -136,5 +137,6 @@ def test_the_same_log_again_publishes_nothing_worse() -> None:
 def test_a_champion_that_is_gone_is_named_and_left_out() -> None:
     settings = msgspec.structs.replace(SETTINGS, max_epochs=3)
     outcome = run_slow_path(markov_log(), Registry("memory://gone"), settings, "v-gone")
+    assert outcome is not None
     assert "v-gone is left out: can't read" in outcome.champion_problem
     assert outcome.report.champion is None

@@ -333,8 +333,6 @@ def _shown(record: LogRecord) -> Int32:
     `record.item_ids`."""
     item = record.column("item", "<i4")
     rows = np.flatnonzero((item >= 0) & (record.column("weight", "<f4") == 0) & (record.kinds == LEARN))
-    if not len(rows):
-        return item[rows]
     others = [code for code, name in enumerate(record.event_types) if name in _NO_EXPOSURE]
     shown: Int32 = item[rows[~np.isin(record.column("event_type", "u1")[rows], others)]]
     return shown

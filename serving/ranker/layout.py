@@ -34,7 +34,9 @@ def lay_out(
     recent int32[B, L] newest first, with the codes of their event types and their times int64[B, L], and rows
     int32[B, C], all -1 padded; places int32[item rows] leads from a row to its place, types_of int64[codes]
     from a code to the network's event type. history, types int64[B, H] and gaps_s float32[B, H] get the
-    newest H, oldest first with 0 on the left; candidates int64[B, C] gets 0 for padding.
+    newest H, oldest first with 0 on the left; candidates int64[B, C] gets 0 for padding. The oldest item's
+    gap is 0, whatever `recent` holds behind it: workers keep no more than they need, and training counts on
+    it.
     """
     longest, room = 0, history.shape[1]
     for user in range(recent.shape[0]):
@@ -44,11 +46,11 @@ def lay_out(
             row = recent[user, position]
             if row < 0 or row >= places.shape[0]:
                 continue
+            if left == 0:
+                break
             time_ms = times_ms[user, position]
             if left < room and time_ms >= 0 and newer_ms > time_ms:
                 gaps_s[user, left] = np.float32((newer_ms - time_ms) / 1000.0)
-            if left == 0:
-                break
             left -= 1
             history[user, left] = places[row]
             code = kinds[user, position]

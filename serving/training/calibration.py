@@ -26,7 +26,7 @@ def training_calls(
         at = np.arange(max(begin, end - length), end)
         kept = slice(length - len(at), None)
         history[row, kept], types[row, kept] = train.items[at], train.types[at]
-        gaps_s[row, kept] = _gaps_s(train, at, begin)
+        gaps_s[row, kept] = _gaps_s(train, at)
     return [
         RankerInputs(
             history[at : at + size], types[at : at + size], gaps_s[at : at + size],
@@ -38,6 +38,6 @@ def training_calls(
     ]  # fmt: skip
 
 
-def _gaps_s(train: Sequences, at: Int64, begin: int) -> Float32:
-    gaps_ms = train.times_ms[at] - train.times_ms[np.maximum(at - 1, begin)]
+def _gaps_s(train: Sequences, at: Int64) -> Float32:
+    gaps_ms = np.diff(train.times_ms[at], prepend=train.times_ms[at[:1]])
     return np.asarray(np.maximum(gaps_ms, 0) / 1000.0, dtype=np.float32)

@@ -231,9 +231,11 @@ class EvaluationSlice:
         return np.where(inside, self.types[columns], 0)
 
     def history_gaps_s(self, length: int) -> Float32:
-        """float32[n, length]: seconds since the user's event before, 0 for the first and on the left."""
+        """float32[n, length]: seconds since the event before, 0 for the oldest of the history and on the
+        left."""
         columns, inside = self._before(length)
-        inside &= columns > self.starts[:, None]
+        inside[:, 1:] &= inside[:, :-1]
+        inside[:, :1] = False
         gaps_ms = self.times_ms[columns] - self.times_ms[np.maximum(columns - 1, 0)]
         return np.where(inside, np.maximum(gaps_ms, 0) / 1000.0, 0.0).astype(np.float32)
 

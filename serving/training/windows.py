@@ -132,9 +132,8 @@ def fill(sequences: Sequences, windows: Int64, learn: Bool) -> Batch:
     inputs = np.where(token, sequences.items[before], 0)
     types = np.where(token, sequences.types[before], 0)
     gaps_ms = sequences.times_ms[before] - sequences.times_ms[np.maximum(before - 1, 0)]
-    users = sequences.starts[np.searchsorted(sequences.starts, begin, side="right") - 1]
-    has_gap = token & (before > users)  # the oldest item of a window that begins later has one, as in service
-    gaps = np.where(has_gap, gap_buckets((gaps_ms / 1000.0).astype(np.float32)), 0)
+    gaps = np.where(token, gap_buckets((gaps_ms / 1000.0).astype(np.float32)), 0)
+    gaps[:, 1:2] = 0  # of the oldest, as in service, where nothing is known of what was before it
     learned = inside & (rows >= first) & learn[rows]
     targets = np.where(learned, sequences.items[rows], 0)
     target_types = np.where(learned, sequences.types[rows], 0)

@@ -92,7 +92,7 @@ def test_rows_of_the_item_table_are_laid_out_with_types_and_gaps() -> None:
     inputs = ranker.session.seen  # type: ignore[attr-defined]
     assert inputs.history.tolist() == [[1, 2, 3], [0, 0, 4]]
     assert inputs.history_types.tolist() == [[2, 2, 1], [0, 0, 0]]
-    assert inputs.history_gaps_s.tolist() == [[29.5, 0.5, 60.0], [0.0, 0.0, 0.0]]
+    assert inputs.history_gaps_s.tolist() == [[0.0, 0.5, 60.0], [0.0, 0.0, 0.0]]
     assert inputs.candidates.tolist() == [[2, 1], [4, 0]]
     np.testing.assert_array_equal(np.isnan(scores), [[False, False], [True, True]])
 

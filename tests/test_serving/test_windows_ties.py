@@ -4,10 +4,12 @@ held out."""
 from __future__ import annotations
 
 import numpy as np
+import numpy.typing as npt
 from hypothesis import given
 from hypothesis import strategies as st
 
 from serving.ranker.inputs import gap_buckets
+from serving.ranker.layout import lay_out
 from serving.training.dataset import EvaluationSlice, Sequences
 from serving.training.settings import TrainerSettings
 from serving.training.windows import fill, hold_out, training_batches, with_ties_shuffled
@@ -76,15 +78,33 @@ def test_rows_named_for_judging_are_held_out_with_all_that_their_user_had_before
 
 
 def test_a_window_has_the_gaps_that_service_gives_also_where_it_begins_amid_a_history() -> None:
+    """Service is the worker's: it gathers so many recent items as the ranker reads, and lays them out."""
     sequences = _sequences([[1000, 3000, 3000, 90_000, 95_000], [7000, 8000]])
     asked = EvaluationSlice(
         item_ids=tuple("0abcdefg"), items=sequences.items, types=sequences.types, times_ms=sequences.times_ms,
         rows=np.arange(7), starts=np.array([0, 0, 5]), positions=np.array([4, 2, 6]),
     )  # fmt: skip
+    served = np.stack([_served_gaps_s(sequences, rows, 2) for rows in ([2, 3], [0, 1], [5])])
+    np.testing.assert_array_equal(asked.history_gaps_s(2), served)
+    assert served.tolist() == [[0.0, 87.0], [0.0, 2.0], [0.0, 0.0]]
     windows = np.array([[2, 4, 5], [0, 2, 3], [5, 6, 7]])  # inputs: rows 2 and 3, 0 and 1, 5
     batch = fill(sequences, windows, sequences.targets)
-    served = gap_buckets(asked.history_gaps_s(2))
-    assert batch.gaps[:2, 1:].tolist() == served[:2].tolist() == [[0, 4], [0, 1]]
+    assert batch.gaps[:2, 1:].tolist() == gap_buckets(served[:2]).tolist() == [[0, 4], [0, 1]]
     assert batch.gaps[2].tolist() == [0, 0, 0]
     later = fill(sequences, np.array([[3, 4, 5]]), sequences.targets)
-    assert later.gaps[0, 1] == gap_buckets(asked.history_gaps_s(1))[0, 0] == 4
+    assert later.gaps[0, 1] == gap_buckets(asked.history_gaps_s(1))[0, 0] == 0
+
+
+def _served_gaps_s(sequences: Sequences, rows: list[int], length: int) -> npt.NDArray[np.float32]:
+    """float32[length] of a user whose events up to now are `rows`, oldest first."""
+    newest_first = np.array([rows[::-1]])
+    recent = np.pad(newest_first, ((0, 0), (0, length - len(rows))), constant_values=-1).astype(np.int32)
+    times_ms = np.where(recent >= 0, sequences.times_ms[recent], -1)
+    history, types = np.empty((1, length), np.int64), np.empty((1, length), np.int64)
+    gaps_s, nothing = np.empty((1, length), np.float32), np.zeros((1, 1), np.int32)
+    places = np.arange(1, len(sequences.items) + 1, dtype=np.int32)
+    lay_out(
+        recent, np.zeros_like(recent), times_ms, nothing, places, np.ones(1, np.int64), history, types,
+        gaps_s, nothing.astype(np.int64),
+    )  # fmt: skip
+    return gaps_s[0]

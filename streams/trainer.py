@@ -232,6 +232,7 @@ class Trainer:
                     self._say,
                     examples=self._log.examples(interactions),
                     contents=contents,
+                    serving=self._settings.serving,
                     world=self._world,
                     folder=self._folder,
                 )

@@ -53,6 +53,7 @@ def train_on_dataset(
             progress,
             examples=training.examples(interactions),
             contents=vectors if vectors.spec else None,
+            serving=settings.serving,
             world=world,
             folder=default_state_dir() / "training" / "data-sets",
         )

@@ -93,7 +93,11 @@ def made_replay(settings: Settings, drift: DriftWatch | None = None) -> FeatureR
         return None
     capacity = max(settings.trainer.head_examples, 1)
     return FeatureReplay(
-        settings.models, settings.serving, capacity, judged=None if drift is None else drift.judge
+        settings.models,
+        settings.serving,
+        capacity,
+        list_length=settings.trigger.count,
+        judged=None if drift is None else drift.judge,
     )
 
 

@@ -46,7 +46,7 @@ class Judged:
 
     `examples`: lists that could have been served, located in the slice's log; None where there are none.
     `event_types`: names of the log's types 1, 2, ...; none are the rankers' own. `contents` gives content
-    vectors of item ids. `ranker_weight` counts where a ranker that isn't fused joins the online blend.
+    vectors of item ids. `serving`: its weights hold where a ranker that isn't fused joins the online blend.
     """
 
     newest: EvaluationSlice
@@ -55,7 +55,7 @@ class Judged:
     examples: Examples | None = None
     event_types: Sequence[str] = ()
     contents: Contents | None = None
-    ranker_weight: float = ServingSettings().ranker_weight
+    serving: ServingSettings = ServingSettings()  # noqa: RUF009 - frozen
 
 
 @dataclass(slots=True)
@@ -141,7 +141,7 @@ def _measure(contest: Contest, challenger: Ranker, champion: Ranker | None, judg
         rankings["online"] = ranking_of(contest, online_scores)
 
     def ranked(ranker: Ranker) -> Ranking:
-        about = (judged.event_types, judged.contents, judged.ranker_weight)
+        about = (judged.event_types, judged.contents, judged.serving.ranker_weight)
         return ranking_of(contest, ranker_scores(contest, ranker, *about))
 
     try:

@@ -96,7 +96,7 @@ class Product:
         contest = Lists(data.newest, data.examples)
         if not len(contest.events):
             return None
-        about = (data.event_types, data.contents, data.ranker_weight)
+        about = (data.event_types, data.contents, data.serving.ranker_weight)
         return Judge(contest, lambda graph: ranker_scores(contest, self.served(graph), *about))
 
 

@@ -16,6 +16,7 @@ from serving.ranker.ranker import Ranker
 from serving.registry.manifest import MODEL_FILE, WEIGHTS_FILE, GateReport
 from serving.registry.store import Published, Registry
 from serving.registry.swap import load_verified
+from serving.settings import ServingSettings
 from serving.training import checkpoint
 from serving.training.dataset import InteractionLog, LogSplit, split_by_time
 from serving.training.device import Place
@@ -72,6 +73,7 @@ def run_slow_path(
     *,
     examples: Examples | None = None,
     contents: Contents | None = None,
+    serving: ServingSettings = ServingSettings(),
     world: World = ALONE,
     folder: Path | None = None,
 ) -> Outcome | None:
@@ -102,7 +104,7 @@ def run_slow_path(
         )  # 2
         if not world.leads:
             return None
-        data = Judged(split.newest, split.popularity, examples, split.event_type_names, contents)
+        data = Judged(split.newest, split.popularity, examples, split.event_type_names, contents, serving)
         outcome = _judged(trained, split, data, registry, incumbent, clock, problem)  # 3 to 6
     except Exception:
         _remove(own, world)  # what failed once would fail again from there
@@ -151,7 +153,7 @@ def _made(
     clock.stage("head", 0.8, f"NDCG@10 {trained.ndcg_at_10:.4f} on the newest training events")
     fitted = None
     if data.examples is not None and settings.head_examples:
-        fitted = fit_head(trained.network, split, data.examples, settings, data.contents)
+        fitted = fit_head(trained.network, split, data.examples, settings, data.contents, data.serving)
     if fitted is None:
         notes.append("The online features are not joined in: too few lists, or the fixed blend was as good.")
     clock.stage("export", 0.83, trained.settings.network)

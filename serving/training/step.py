@@ -22,6 +22,8 @@ __all__ = ["Stepper", "TrainingDivergedError", "evaluate", "tokens"]
 
 _MAX_GRADIENT_NORM = 5.0
 """Keeps one odd batch from undoing an epoch."""
+_MAX_SCORES = 1 << 25
+"""Scores of held-out targets at once, 128 MB: with a large vocabulary a batch is judged in parts."""
 _ASK_EVERY = 8
 """Batches between two questions to the other processes whether the time is up."""
 
@@ -165,23 +167,35 @@ def evaluate(network: Ranking, held_out: list[HeldOut], contents: Tensor) -> flo
     """NDCG@10 on held-out targets: all items ranked less what the user had, half credit for ties; 0 where
     there are none."""
     gains: list[Tensor] = []
-    device = contents.device
+    device, at_once = contents.device, max(1, _MAX_SCORES // len(contents))
     network.eval()
     with torch.no_grad():
         for part in held_out:
             targets = torch.from_numpy(part.batch.targets).to(device)
             chosen = targets > 0
-            scores = network.logits(network.states(tokens(part.batch, device), contents)[chosen], contents)
-            target = targets[chosen].unsqueeze(1)
-            target_score = scores.gather(1, target)
-            rows, columns = (torch.from_numpy(x).to(device) for x in (part.seen_target, part.seen_item))
-            scores[rows, columns] = float("-inf")
-            scores[:, [0, -1]] = float("-inf")
-            scores.scatter_(1, target, float("-inf"))
-            ahead = (scores > target_score).sum(dim=1) + 0.5 * (scores == target_score).sum(dim=1)
-            gains.append(torch.where(ahead < 10, 1.0 / torch.log2(ahead + 2.0), torch.zeros_like(ahead)))
+            states, target = network.states(tokens(part.batch, device), contents)[chosen], targets[chosen]
+            for first in range(0, len(target), at_once):
+                block = slice(first, first + at_once)
+                scores = network.logits(states[block], contents)
+                gains.append(_gains(scores, target[block].unsqueeze(1), *_seen_of(part, first, len(scores))))
     network.train()
     return float(torch.cat(gains).mean()) if gains else 0.0
+
+
+def _seen_of(part: HeldOut, first: int, count: int) -> tuple[Tensor, Tensor]:
+    """Of `count` targets from `first` on: pairs (number from `first`, item) that their users had before."""
+    begin, end = np.searchsorted(part.seen_target, (first, first + count))  # they stand in order
+    return torch.from_numpy(part.seen_target[begin:end] - first), torch.from_numpy(part.seen_item[begin:end])
+
+
+def _gains(scores: Tensor, target: Tensor, seen_row: Tensor, seen_item: Tensor) -> Tensor:
+    """Each target's NDCG@10 by scores float32[n, V + 2], which are overwritten; target int64[n, 1]."""
+    target_score = scores.gather(1, target)
+    scores[seen_row.to(scores.device), seen_item.to(scores.device)] = float("-inf")
+    scores[:, [0, -1]] = float("-inf")
+    scores.scatter_(1, target, float("-inf"))
+    ahead = (scores > target_score).sum(dim=1) + 0.5 * (scores == target_score).sum(dim=1)
+    return torch.where(ahead < 10, 1.0 / torch.log2(ahead + 2.0), torch.zeros_like(ahead))
 
 
 def _check(loss: Tensor, number: int) -> None:

@@ -116,10 +116,12 @@ class _Run:
         shape = Shape(len(split.vocabulary), split.event_types, split.contents.shape[1])
         network = build_network(shape, settings)
         self._fit, self._held_out = _held_out(split, settings)
-        if warm_start is not None:
-            copy_weights(network, split.vocabulary, warm_start, split.event_type_names, split.content)
+        trained: set[str] = set()
+        if warm_start is not None and copy_weights(
+            network, split.vocabulary, warm_start, split.event_type_names, split.content
+        ):
+            trained = set(warm_start.vocabulary)
         if settings.spectral_start:
-            trained = set(warm_start.vocabulary) if warm_start is not None else set()
             is_trained = np.array([item in trained for item in split.vocabulary], dtype=np.bool_)
             start_items(network, self._fit, settings.seed, is_trained)
         self._network = network.to(place.device)

@@ -42,11 +42,13 @@ def copy_weights(
     content: Content = (),
 ) -> int:
     """Copy the weights that fit: rows of items by id, of event types by name, columns of content by name, the
-    rest by name and shape. What is new keeps its first values. Gives the number of items copied."""
+    rest by name and shape. What is new keeps its first values. Gives the number of items copied, 0 where the
+    items' vectors are of another length."""
     items = _matches(warm_start.vocabulary, vocabulary)
     types = _matches(warm_start.event_types, event_types)
     columns = _components(warm_start.content), _components(content)
     blocks = _matches(*columns)
+    copied = 0
     with torch.no_grad():
         for name, parameter in network.state_dict().items():
             if name not in warm_start.weights:
@@ -61,9 +63,10 @@ def copy_weights(
             elif _ends_with(name, _PER_ITEM) and _fit(source, parameter):
                 parameter[[0, -1]] = source[[0, -1]]
                 _copy_rows(parameter, source, items, 1)
+                copied = len(items[0]) if name == "item_embedding.weight" else copied
             elif source.shape == parameter.shape:
                 parameter.copy_(source)
-    return len(items[0])
+    return copied
 
 
 def _matches(old: Sequence[object], new: Sequence[object]) -> tuple[Tensor, Tensor]:

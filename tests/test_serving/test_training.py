@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from serving.training import step
 from serving.training.dataset import split_by_time
 from serving.training.losses import SampledSoftmax, full_softmax
 from serving.training.networks import build_network
@@ -97,6 +98,33 @@ def test_warm_start_copies_by_item_id_and_begins_where_the_old_one_ended() -> No
     contents = torch.from_numpy(split.contents)
     assert evaluate(copied, held_out, contents) == pytest.approx(old.ndcg_at_10)
     assert evaluate(fresh, held_out, contents) < 0.5 * evaluate(copied, held_out, contents)
+
+
+def test_a_warm_start_of_another_size_leaves_items_their_spectral_start() -> None:
+    """None of its item vectors fits, so all items are new."""
+    split = split_by_time(markov_log(users=120), SETTINGS)
+    small = msgspec.structs.replace(SETTINGS, dim=8)
+    torch.manual_seed(0)
+    old = build_network(Shape(len(split.vocabulary), 1), msgspec.structs.replace(SETTINGS, dim=16))
+    weights = {name: p.detach().numpy() for name, p in old.state_dict().items()}
+    warm = WarmStart(split.vocabulary, weights)
+    assert copy_weights(build_network(Shape(len(split.vocabulary), 1), small), split.vocabulary, warm) == 0
+    barely = msgspec.structs.replace(small, max_epochs=1, learning_rate=1e-12, weight_decay=0.0)
+    cold, started = (train(split, barely, start).weights()["item_embedding.weight"] for start in (None, warm))
+    np.testing.assert_allclose(started[1:-1], cold[1:-1], atol=1e-5)
+
+
+def test_judging_in_parts_gives_the_same_figure(monkeypatch: pytest.MonkeyPatch) -> None:
+    split = split_by_time(markov_log(users=120), SETTINGS)
+    torch.manual_seed(0)
+    network = build_network(Shape(len(split.vocabulary), 1), SETTINGS)
+    _, held_out = hold_out_newest(split.train, SETTINGS)
+    assert max(np.count_nonzero(part.batch.targets) for part in held_out) > 7
+    contents = torch.from_numpy(split.contents)
+    whole = evaluate(network, held_out, contents)
+    monkeypatch.setattr(step, "_MAX_SCORES", 7 * len(contents))
+    assert whole > 0.0
+    assert evaluate(network, held_out, contents) == pytest.approx(whole, rel=1e-6)
 
 
 def test_warm_start_finds_event_types_and_content_by_name() -> None:

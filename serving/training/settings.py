@@ -22,9 +22,9 @@ class GateSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     and, where it is known, the blend of the online models.
     `ndcg_tolerance`: the lower end of that difference's 95 % interval must lie above minus this (decision
     0018).
-    `max_loss_new_users` / `max_loss_new_items`: NDCG@10 that may be lost on users with at most 5 events and on
-    items with fewer than 5 in the training part, against the champion, or what else would be served; looked
-    at from `min_slice_events` events on.
+    `max_loss_new_users` / `max_loss_new_items`: NDCG@10 that may be lost on users with at most 5 events and
+    on items with fewer than 5 in the training part, against the champion, or what else would be served;
+    looked at from `min_slice_events` events on.
     `max_loss_coverage`: share of its distinct items over all lists of ten that may be lost.
     `parity_tolerance`: largest absolute difference between ONNX Runtime's scores and PyTorch's on golden
     inputs.

@@ -18,7 +18,7 @@ from serving.registry.store import Published, Registry
 from serving.registry.swap import load_verified
 from serving.settings import ServingSettings
 from serving.training import checkpoint
-from serving.training.dataset import InteractionLog, LogSplit, split_by_time
+from serving.training.dataset import InteractionLog, LogSplit, NotEnoughDataError, split_by_time
 from serving.training.device import Place
 from serving.training.distributed import ALONE, World
 from serving.training.ensemble import train_networks
@@ -29,7 +29,7 @@ from serving.training.fused import ExportedRanker
 from serving.training.gate import Judged, gate
 from serving.training.publish import Product, figures_of, files_of, manifest_of, version_of
 from serving.training.settings import TrainerSettings
-from serving.training.train import Progress, TrainedNetwork, train
+from serving.training.train import Progress, TrainedNetwork, TrainingDivergedError, train
 from serving.training.warm_start import WarmStart
 
 __all__ = ["Outcome", "Stage", "prepare", "run_slow_path"]
@@ -58,6 +58,9 @@ class Outcome:
     notes: tuple[str, ...] = field(default=())
 
 
+_SERVING = ServingSettings()
+
+
 @dataclass(frozen=True, slots=True)
 class _Champion:
     ranker: Ranker
@@ -73,7 +76,7 @@ def run_slow_path(
     *,
     examples: Examples | None = None,
     contents: Contents | None = None,
-    serving: ServingSettings = ServingSettings(),
+    serving: ServingSettings = _SERVING,
     world: World = ALONE,
     folder: Path | None = None,
 ) -> Outcome | None:
@@ -95,6 +98,8 @@ def run_slow_path(
     clock.stage("dataset", 0.0, f"{len(log)} interactions")
     split = split_by_time(log, settings, contents)  # 1
     incumbent, problem = _load_champion(registry, champion)
+    if folder is not None and world.leads:
+        checkpoint.remove_stale(folder)
     own = _own_folder(folder, split, settings, champion)
     clock.stage("train", 0.02, f"{split.interactions} interactions, {len(split.vocabulary)} items")
     try:
@@ -106,9 +111,9 @@ def run_slow_path(
             return None
         data = Judged(split.newest, split.popularity, examples, split.event_type_names, contents, serving)
         outcome = _judged(trained, split, data, registry, incumbent, clock, problem)  # 3 to 6
-    except Exception:
+    except (NotEnoughDataError, TrainingDivergedError):
         _remove(own, world)  # what failed once would fail again from there
-        raise
+        raise  # after any other failure (another process lost, no registry) a repeated run goes on
     _remove(own, world)
     return outcome
 
@@ -243,7 +248,7 @@ def _own_folder(
     """This run's folder under `folder`, by what it is trained on: a run that is repeated finds it again."""
     if folder is None:
         return None
-    return folder / checkpoint.digest_of_run(split, settings, None, 0, champion or "")[:16]
+    return folder / checkpoint.digest_of_run(split, settings, None, 0, champion or "")[: checkpoint.NAME_LENGTH]
 
 
 def _remove(own: Path | None, world: World) -> None:

@@ -57,7 +57,7 @@ def test_there_are_keys_and_bounds_to_check() -> None:
 
 @pytest.mark.parametrize("path", LEAVES, ids=".".join)
 def test_a_wrong_type_is_refused_by_key(path: tuple[str, ...]) -> None:
-    wrong: Any = ["a", {"b": 1}]
+    wrong: Any = [["a"], {"b": 1}]
     with pytest.raises(SettingsError, match=rf"setting {'.'.join(path)}: Expected"):
         _load(_nested(path, wrong))
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,9 +26,23 @@ from torch import Tensor
 from serving.training.dataset import LogSplit
 from serving.training.settings import TrainerSettings
 
-__all__ = ["Checkpoint", "Numbers", "decode", "digest_of_run", "encode", "epoch_seed", "remove", "write"]
+__all__ = [
+    "Checkpoint",
+    "Numbers",
+    "decode",
+    "digest_of_run",
+    "encode",
+    "epoch_seed",
+    "remove",
+    "remove_stale",
+    "write",
+]
 
 FORMAT = "1"
+NAME_LENGTH = 16
+"""Of a run's folder: the beginning of its digest, in hex."""
+STALE_S = 7 * 86_400.0
+"""How long a run that failed or was killed may be repeated from where it was."""
 
 
 class Numbers(msgspec.Struct, frozen=True, kw_only=True):
@@ -117,6 +132,14 @@ def write(path: Path, data: bytes) -> None:
         file.flush()
         os.fsync(file.fileno())
     half.replace(path)
+
+
+def remove_stale(folder: Path) -> None:
+    """Drop the runs' folders in `folder` that nothing was written to for `STALE_S`: nobody repeats them."""
+    for run in folder.iterdir() if folder.is_dir() else ():
+        is_run = len(run.name) == NAME_LENGTH and set(run.name) <= set("0123456789abcdef") and run.is_dir()
+        if is_run and run.stat().st_mtime < time.time() - STALE_S:
+            remove(run)
 
 
 def remove(folder: Path) -> None:

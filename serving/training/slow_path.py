@@ -248,7 +248,8 @@ def _own_folder(
     """This run's folder under `folder`, by what it is trained on: a run that is repeated finds it again."""
     if folder is None:
         return None
-    return folder / checkpoint.digest_of_run(split, settings, None, 0, champion or "")[: checkpoint.NAME_LENGTH]
+    digest = checkpoint.digest_of_run(split, settings, None, 0, champion or "")
+    return folder / digest[: checkpoint.NAME_LENGTH]
 
 
 def _remove(own: Path | None, world: World) -> None:

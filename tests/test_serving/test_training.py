@@ -119,7 +119,7 @@ def test_judging_in_parts_gives_the_same_figure(monkeypatch: pytest.MonkeyPatch)
     torch.manual_seed(0)
     network = build_network(Shape(len(split.vocabulary), 1), SETTINGS)
     _, held_out = hold_out_newest(split.train, SETTINGS)
-    assert max(np.count_nonzero(part.batch.targets) for part in held_out) > 7
+    assert any(np.count_nonzero(part.batch.targets) > 7 for part in held_out)
     contents = torch.from_numpy(split.contents)
     whole = evaluate(network, held_out, contents)
     monkeypatch.setattr(step, "_MAX_SCORES", 7 * len(contents))

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import functools
+import os
+import time
 from pathlib import Path
+from typing import NoReturn
 
 import msgspec
 import numpy as np
 import pytest
 import torch
 
-from serving.training import checkpoint
+from serving.registry.store import Registry
+from serving.training import checkpoint, slow_path
 from serving.training.dataset import LogSplit, split_by_time
 from serving.training.device import Place
+from serving.training.slow_path import Outcome, run_slow_path
 from serving.training.train import Progress, TrainedNetwork, train
 from tests.test_serving.chain import SETTINGS, markov_log
 
@@ -121,3 +126,40 @@ def test_a_checkpoint_keeps_every_bit() -> None:
     assert torch.equal(found.parts["network"]["a.b"], parts["network"]["a.b"])
     assert int(found.parts["steps"]["done"]) == 7
     assert checkpoint.decode(data, "another") is None
+
+
+def _slow_path(registry: Registry, folder: Path) -> Outcome:
+    log, once = markov_log(users=80), msgspec.structs.replace(SMALL, max_epochs=1)
+    outcome = run_slow_path(log, registry, once, folder=folder)
+    assert outcome is not None
+    return outcome
+
+
+def test_a_run_that_could_not_publish_is_repeated_from_its_last_epoch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    registry, failed = Registry(str(tmp_path / "models")), []
+
+    def lost(*_: object) -> NoReturn:
+        failed.append(1)
+        raise RuntimeError("Connection closed by peer")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(slow_path, "_judged", lost)
+        with pytest.raises(RuntimeError, match="closed by peer"):
+            _slow_path(registry, tmp_path / "runs")
+    assert failed
+    assert _slow_path(registry, tmp_path / "runs").product.trained.resumed_from == 1
+    assert list((tmp_path / "runs").iterdir()) == []
+
+
+def test_what_nobody_repeats_is_dropped_after_a_week(tmp_path: Path) -> None:
+    stale, fresh, other = tmp_path / ("a" * 16), tmp_path / ("b" * 16), tmp_path / "mine"
+    week_ago = time.time() - checkpoint.STALE_S - 60.0
+    for folder in (stale, fresh, other):
+        checkpoint.write(folder / "x.safetensors", b"x")
+    for folder in (stale, other):
+        os.utime(folder, (week_ago, week_ago))
+    checkpoint.remove_stale(tmp_path)
+    assert sorted(tmp_path.iterdir()) == [fresh, other]
+    checkpoint.remove_stale(tmp_path / "nothing")

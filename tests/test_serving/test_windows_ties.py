@@ -107,4 +107,5 @@ def _served_gaps_s(sequences: Sequences, rows: list[int], length: int) -> npt.ND
         recent, np.zeros_like(recent), times_ms, nothing, places, np.ones(1, np.int64), history, types,
         gaps_s, nothing.astype(np.int64),
     )  # fmt: skip
-    return gaps_s[0]
+    found: npt.NDArray[np.float32] = gaps_s[0]
+    return found

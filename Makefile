@@ -48,8 +48,11 @@ format: $(STAMP) ## rewrite the sources in the one format
 bench: $(STAMP) | need-maven ## the table of speed, each row beside what it is held against (ARGS="--only learn --quick")
 	$(PY) -m benchmarks $(ARGS)
 
-bench-quality: $(STAMP) ## the table of quality: the goals beside anchors and peers, one to two hours (ARGS="--small")
+bench-quality: $(STAMP) ## the table of quality: the goals beside anchors and peers, then the networks, three hours (ARGS="--small")
 	$(PY) -m benchmarks.quality $(ARGS)
+	$(PY) -m benchmarks.networks_loo $(filter --small,$(ARGS))
+	$(PY) -m benchmarks.prequential_ranker $(filter --small,$(ARGS))
+	$(PY) -m benchmarks.compression $(filter --small,$(ARGS))
 
 soak: $(STAMP) | need-maven ## two hours' worth of events at full speed: does memory stay flat? (ARGS="--quick")
 	$(PY) -m benchmarks.soak $(ARGS)

@@ -107,7 +107,9 @@ def compress_best(
             session = RankerSession(models[kind], "cpu", source.settings.threads)
             table.append(_measured(kind, models[kind], session, base, gains, judge, source))
         except Exception as error:  # noqa: BLE001  # the quantiser raises what it likes; float32 is still there
-            table.append(Candidate(kind, 0, 0.0, cost=np.inf, verdict=f"could not be made: {error}"))
+            table.append(
+                Candidate(kind, 0, 0.0, cost=np.inf, verdict=f"could not be made: {str(error)[:160]}")
+            )
     chosen = min((c for c in table if not c.verdict), key=lambda c: c.cost).kind
     table = [replace(c, verdict=c.verdict or ("taken" if c.kind == chosen else "dearer")) for c in table]
     return Compressed(models[chosen], chosen, _golden(models[chosen], chosen, source), tuple(table))

@@ -25,6 +25,7 @@ __all__ = ["float16", "int8_dynamic", "int8_rows", "int8_static", "sparse"]
 
 _LEAST_ROWS = 64
 """Tables below this keep float32: three operators more for a few hundred bytes don't pay."""
+_GAPS = "history_gaps_s"
 _LIVE = ("context", "features")
 _PRODUCTS = ["MatMul", "Gemm"]
 _COMMON = {
@@ -96,8 +97,15 @@ def int8_static(model: bytes, calibration: Iterable[RankerInputs]) -> bytes:
 
 
 def float16(model: bytes) -> bytes:
-    """Weights and arithmetic in float16, inputs and outputs in float32 still."""
-    proto = convert_float_to_float16(onnx.load_model_from_string(model), keep_io_types=True)
+    """Weights and arithmetic in float16, inputs and outputs in float32 still.
+
+    Seconds become buckets in float32: float16 ends at 65,504, 18 hours.
+    """
+    proto = onnx.load_model_from_string(model)
+    own = {node.name for node in proto.graph.node}
+    kept = _fed_by(proto.graph, [_GAPS], until_embedded=True)
+    proto = convert_float_to_float16(proto, keep_io_types=True, node_block_list=kept)
+    _uncast(proto.graph, own)
     return bytes(proto.SerializeToString())
 
 
@@ -144,14 +152,44 @@ def _quantised(model: bytes, write: Callable[[onnx.ModelProto, str], None]) -> b
         logger.setLevel(level)
 
 
-def _fed_by(graph: onnx.GraphProto, inputs: Iterable[str]) -> list[str]:
-    """Names of the operators that read, directly or not, one of the inputs. Operators stand in order."""
+def _fed_by(graph: onnx.GraphProto, inputs: Iterable[str], *, until_embedded: bool = False) -> list[str]:
+    """Names of the operators that read, directly or not, one of the inputs, on request no further than to
+    where they choose rows of a table. Operators stand in order."""
+    tables = {t.name for t in graph.initializer if len(t.dims) == 2 and t.dims[1] > 1}
     reached, names = set(inputs), []
     for node in graph.node:
         if reached & set(node.input):
-            reached.update(node.output)
             names.append(node.name)
+            chooses = node.op_type == "Shape" or (node.op_type == "Gather" and node.input[0] in tables)
+            if not (until_embedded and chooses):
+                reached.update(node.output)
     return names
+
+
+def _uncast(graph: onnx.GraphProto, own: set[str]) -> None:
+    """What was cast to float16 and back is read as it was: the converter casts between any two operators,
+    also between two that stay float32. `own` names the operators from before."""
+    nodes = {node.output[0]: node for node in graph.node}  # some of its casts stand there twice
+    given = {value.name for value in graph.output}
+    half = {
+        name: node.input[0]
+        for name, node in nodes.items()
+        if _casts(node, onnx.TensorProto.FLOAT16) and node.name not in own
+    }
+    back = {
+        name: half[node.input[0]]
+        for name, node in nodes.items()
+        if _casts(node, onnx.TensorProto.FLOAT) and node.input[0] in half and name not in given
+    }
+    kept = [node for name, node in nodes.items() if name not in back]
+    for node in kept:
+        node.input[:] = [back.get(name, name) for name in node.input]
+    del graph.node[:]
+    graph.node.extend(kept)
+
+
+def _casts(node: onnx.NodeProto, kind: int) -> bool:
+    return node.op_type == "Cast" and any(a.name == "to" and a.i == kind for a in node.attribute)
 
 
 def _is_table(tensor: onnx.TensorProto, graph: onnx.GraphProto) -> bool:

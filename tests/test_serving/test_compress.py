@@ -250,3 +250,11 @@ def test_what_gains_too_little_is_not_taken() -> None:
     taken = compress_best(given)
     assert taken.precision == "fp32"
     assert taken.table[1].verdict.endswith("of float32, at most 0.01 is asked for")
+
+
+def test_weeks_between_two_events_are_not_beyond_float16() -> None:
+    call = calls()[0]
+    call.history_gaps_s = np.where(call.history > 0, np.float32(3e6), np.float32(0)).astype(np.float32)
+    expected = RankerSession(source().model, "cpu").score(call)
+    scores = RankerSession(quantize.float16(source().model), "cpu").score(call)
+    assert np.abs(scores - expected).max() < 0.2 * expected.std()

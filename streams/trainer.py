@@ -143,6 +143,13 @@ class Trainer:
         replay = None
         if max(low, self._start) == 0 and self._world.leads:
             replay = made_replay(settings, self._drift)
+        elif self._world.leads and (settings.trainer.head_examples or self._schedule.on_drift):
+            log.warning(
+                "the learning log is read from offset %d, and its records name items by what stands before:"
+                " rankers are trained without the online features%s",
+                max(low, self._start),
+                ", and schedule.on_drift raises no alarm" if self._schedule.on_drift else "",
+            )
         self._log = TrainingLog(settings.trainer.max_interactions, replay)
         self._log.follow_to(end, settings.trainer.head_examples)
         return PartitionReader(settings, {self._key: self._start})

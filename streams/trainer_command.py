@@ -76,6 +76,7 @@ def trainer(
     _check(
         once, dataset, {"--events": events, "--column": columns, "--champion": champion, "--report": report}
     )
+    _check_histories(settings)
     if report is not None and not report.absolute().parent.is_dir():  # before the run, which may take long
         raise FreshetError(
             f"--report {report}: there is no folder {report.absolute().parent}; make it first."
@@ -183,6 +184,16 @@ def _check(once: bool, dataset: str | None, of_dataset: dict[str, object]) -> No
     unused = [name for name, value in of_dataset.items() if value]
     if dataset is None and unused:
         raise FreshetError(f"{', '.join(unused)} only counts with --dataset.")
+
+
+def _check_histories(settings: Settings) -> None:
+    """A network that is trained and judged on more than workers keep would be served on less."""
+    trained_on, kept = settings.trainer.history_length, settings.user_state.recent
+    if trained_on > kept:
+        raise FreshetError(
+            f"trainer.history_length={trained_on}, but workers keep {kept} recent events of a user"
+            f" (user_state.recent): raise that to {trained_on} for them too, or lower the first."
+        )
 
 
 def _overrides(keys: Sequence[str], given: dict[str, dict[str, Any]]) -> dict[str, Any]:

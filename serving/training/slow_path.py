@@ -160,7 +160,9 @@ def _made(
     if data.examples is not None and settings.head_examples:
         fitted = fit_head(trained.network, split, data.examples, settings, data.contents, data.serving)
     if fitted is None:
-        notes.append("The online features are not joined in: too few lists, or the fixed blend was as good.")
+        none_kept = "no lists were kept (log not read from its beginning, or trainer.head_examples = 0)"
+        why = none_kept if data.examples is None else "too few lists, or the fixed blend was as good"
+        notes.append(f"The online features are not joined in: {why}.")
     clock.stage("export", 0.83, trained.settings.network)
     ranker = ExportedRanker(trained.network, fitted.head if fitted is not None else None)
     model, export = _exported(ranker, settings)

@@ -154,3 +154,12 @@ def test_torchrun_trains_with_two_processes_and_publishes_one_version(tmp_path: 
     assert [path.parent.name for path in (tmp_path / "models").glob("*/*/manifest.json")] == [
         summary["version"]
     ]
+
+
+def test_longer_histories_than_workers_keep_are_refused(tmp_path: Path) -> None:
+    """Such a network would be judged on what it is never served."""
+    result = invoke(*command(tmp_path, "--set", "trainer.history_length=80"), fails=True)
+    assert "trainer.history_length=80" in str(result.exception)
+    assert "user_state.recent" in str(result.exception)
+    both = ("--set", "trainer.history_length=80", "--set", "user_state.recent=80", "--report", "no/page.html")
+    assert "--report no/page.html" in str(invoke(*command(tmp_path, *both), fails=True).exception)

@@ -72,6 +72,19 @@ class ExampleRing:
         self._columns["candidates"][extra, length] = self._columns["target_items"][extra]
         self._columns["features"][extra, length] = missed_features[inside]
 
+    def codes(self) -> Int32:
+        """int32: codes that the examples name, -1 among them, some more than once."""
+        kept = slice(len(self))
+        return np.concatenate(
+            [np.unique(self._columns[name][kept]) for name in ("candidates", "target_items")]
+        )
+
+    def renumber(self, new: Int32) -> None:
+        """Items got other codes: new int32[old codes + 1], as `ItemRows.keep_only` gives them."""
+        for name in ("candidates", "target_items"):
+            column = self._columns[name]
+            column[: len(self)] = new[column[: len(self)]]
+
     def examples(self, item_ids: Sequence[str]) -> Examples:
         """All of them, oldest first, as copies; `item_ids` is what the columns of items index."""
         n = len(self)

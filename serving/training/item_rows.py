@@ -1,4 +1,4 @@
-"""Items by codes that are never given to another, beside the rows of an item table, which are."""
+"""Items by codes that stay theirs, beside the rows of an item table, which change hands."""
 
 from __future__ import annotations
 
@@ -60,6 +60,22 @@ class ItemRows:
             self._code_of[rows] = -1
         codes = self.codes_of([ids[row] for row in given.tolist()])
         self._code_of[given], self._row_of[codes] = codes, given
+
+    def keep_only(self, used: Int32) -> Int32:
+        """Forget items that have no row and whose code is not among `used` (-1 is none); the others get new
+        codes in the same order. Gives int32[codes + 1]: the new code of each old one, -1 where there is none
+        now and, last, for -1."""
+        n = len(self.ids)
+        kept = self._row_of[:n] >= 0
+        kept[used[used >= 0]] = True
+        new = np.full(n + 1, -1, dtype=np.int32)
+        new[:n][kept] = np.arange(np.count_nonzero(kept), dtype=np.int32)
+        old = np.flatnonzero(kept)
+        rows, codes = self._row_of[old], new[self._code_of]
+        self.ids = [self.ids[code] for code in old.tolist()]  # whoever has the old list keeps it
+        self._codes = {item_id: code for code, item_id in enumerate(self.ids)}
+        self._row_of, self._code_of = _grown(rows, max(1024, len(rows))), codes
+        return new
 
 
 def _grown(values: Int32, n: int) -> Int32:

@@ -110,6 +110,15 @@ class Pasts:
         newest = np.array([self._newest.get(user, NOBODY) for user in users], dtype=np.int64)
         take_back(newest, items, times_ms, oldest, self._items, self._previous, self._times_ms)
 
+    def codes(self) -> Int32:
+        """int32: codes that the events in the ring name, -1 among them, some more than once; a view."""
+        return self._items
+
+    def renumber(self, new: Int32) -> None:
+        """Items got other codes: new int32[old codes + 1], as `ItemRows.keep_only` gives them."""
+        self._items = new[self._items]
+        self._stamps, self._stamp = np.zeros(0, dtype=np.int64), 0
+
     def forget(self, users: Sequence[int]) -> None:
         """Drop users; their events stand in the ring unnamed until they fall out."""
         for user in users:

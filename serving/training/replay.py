@@ -40,6 +40,8 @@ PAST_EVENTS = 1 << 20
 """Newest events of all users by which it is known what each has seen: 20 MB."""
 MOST_SEEN = 2000
 """Items seen that are kept out of a user's list, as many as workers keep."""
+MOST_ITEMS = 1 << 20
+"""Items met at which those are forgotten that no event and no example kept names."""
 MOVED_AT_ONCE = 256
 """Moved items that the index of a large catalogue takes in at one record."""
 
@@ -57,8 +59,8 @@ class FeatureReplay:
     same way; `offset` is the record that is applied next, which the caller says. Before the offset
     `sample_from` records are learned and no examples made, which takes a fraction of the time.
 
-    Memory: the item state, 20 bytes for each of the newest events (`PAST_EVENTS`), and for each of `capacity`
-    examples 32 bytes a candidate, 7 KB under the default settings.
+    Memory: the item state, 20 bytes for each of the newest events (`PAST_EVENTS`), for each of `capacity`
+    examples 32 bytes a candidate, 7 KB under the default settings, and the names of the items in these.
     """
 
     def __init__(
@@ -87,6 +89,7 @@ class FeatureReplay:
         self._retriever = Retriever(self.items, serving, self._nearest)
         self._catalogue = Catalogue(self.items.items)
         self._codes = ItemRows()
+        self._most_items = MOST_ITEMS
         self._pasts = Pasts(PAST_EVENTS, MOST_SEEN)
         room = serving.covisitation_candidates + serving.factor_candidates
         room += max(serving.popularity_candidates, list_length)
@@ -110,6 +113,8 @@ class FeatureReplay:
         """Make examples of a batch's positive events, if it is one of events that happened, then learn it.
         A bad batch raises ValueError and changes nothing."""
         batch.validate()
+        if len(self._codes.ids) >= self._most_items and self._just_withdrawn[0] != self.offset:
+            self._forget_unnamed()
         codes, users = self._codes.codes_of(batch.item_ids), batch.user.tolist()
         if batch.kind == LEARN:
             item = codes[batch.item]
@@ -233,6 +238,13 @@ class FeatureReplay:
 
     def _allowed(self) -> Filter:
         return Filter(self.items.items, self._catalogue, 0)
+
+    def _forget_unnamed(self) -> None:
+        """Between two records: memory follows what is kept, not all items that the log ever named."""
+        new = self._codes.keep_only(np.concatenate((self._pasts.codes(), self._ring.codes())))
+        self._pasts.renumber(new)
+        self._ring.renumber(new)
+        self._most_items = max(MOST_ITEMS, 2 * len(self._codes.ids))
 
     def _follow(self) -> None:
         """Move what is kept by row of the item table on."""

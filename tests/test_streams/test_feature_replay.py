@@ -15,6 +15,7 @@ from serving.filters import Filter
 from serving.pipeline import Pipeline
 from serving.query import QueryBatch, RankedBatch
 from serving.scoring import RankerView, asked_of
+from serving.training import replay as replay_module
 from serving.training.dataset import InteractionLog
 from serving.training.examples import Examples
 from serving.training.replay import FeatureReplay
@@ -269,6 +270,26 @@ def test_the_oldest_examples_give_way() -> None:
     assert newest.times_ms.tolist() == all_of_them.times_ms[-7:].tolist()
     for n in range(7):
         assert as_served(newest, n)[:3] == as_served(all_of_them, len(all_of_them) - 7 + n)[:3]
+
+
+def test_items_that_nothing_names_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With room for 16 rows, 30 events and 7 examples: these stay the same, and names do not pile up."""
+    models = {**MODELS, "max_items": 16, "popularity": {"half_life_s": 60.0}}
+    settings = settings_of(serving=SERVING, models=models)
+    monkeypatch.setattr(replay_module, "PAST_EVENTS", 30)
+    both = []
+    for most in (10**9, 1):
+        monkeypatch.setattr(replay_module, "MOST_ITEMS", most)
+        replay = FeatureReplay(settings.models, settings.serving, capacity=7)
+        both.append(replayed(settings, seed=4, n=150, items=80, replay=replay).replay)
+    unbounded, bounded = both
+    found, expected = bounded.examples(), unbounded.examples()
+    assert len(found) == len(expected) == 7
+    for n in range(7):
+        assert as_served(found, n)[:3] == as_served(expected, n)[:3]
+        names = [examples.item_ids[examples.target_items[n]] for examples in (found, expected)]
+        assert names[0] == names[1]
+    assert len(bounded._codes.ids) < len(unbounded._codes.ids)
 
 
 def test_a_share_of_the_events_and_those_behind_an_offset() -> None:

@@ -36,8 +36,10 @@ _SPARE = 16
 _ITERATIONS = 8
 _RIDGE = 1.0
 """Of the map onto trained vectors, in vectors of length `_LENGTH`."""
-_MAX_ROWS = 4_000_000
-"""Newest rows that are counted, so that the pairs of one distance stay within 100 MB."""
+_MAX_ROWS = 2_000_000
+"""Rows that are counted, the last users': tokens are random, so this is a sample of users."""
+_MAX_PAIRS = 1 << 23
+"""Pairs from which on no greater distance is counted: memory stays below 1 GB, time within some 15 s."""
 
 
 @torch.no_grad()
@@ -64,7 +66,8 @@ def start_items(network: SequenceNetwork, sequences: Sequences, seed: int, is_tr
 def covisitation_graph(sequences: Sequences, vocabulary: int) -> tuple[Int64, Float32]:
     """Pairs int64[2, n] of places (each unordered pair once in both orders) and their weights float32[n].
 
-    Places 0 and above `vocabulary` (not in it) take part in no pair.
+    Places 0 and above `vocabulary` (not in it) take part in no pair. Of very many events or pairs not all are
+    counted (`_MAX_ROWS`, `_MAX_PAIRS`).
     """
     first = max(0, len(sequences.items) - _MAX_ROWS)
     items = sequences.items[first:].astype(np.int64)
@@ -74,6 +77,8 @@ def covisitation_graph(sequences: Sequences, vocabulary: int) -> tuple[Int64, Fl
     keys: Int64 = np.zeros(0, dtype=np.int64)
     weights: npt.NDArray[Any] = np.zeros(0, dtype=np.float64)
     for gap in range(1, min(_WINDOW, len(items) - 1) + 1):
+        if len(keys) > _MAX_PAIRS:
+            break
         pair = known[:-gap] & known[gap:] & (user[:-gap] == user[gap:])
         one, other = items[:-gap][pair], items[gap:][pair]
         found = np.concatenate([keys, one * size + other, other * size + one])

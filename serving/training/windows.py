@@ -19,6 +19,10 @@ _LENGTH_NOISE = 4.0
 """Columns of noise on a window's length when batches are cut by length, so that an epoch's batches are not
 the last's."""
 
+_MOST_SEEN = 2000
+"""Newest events of a user whose items a held-out target is not ranked among: workers keep as many out of a
+list, and one robot's million must not be held once for each target."""
+
 
 @dataclass(frozen=True, slots=True)
 class Batch:
@@ -153,6 +157,7 @@ def _held_out(train: Sequences, held: Bool, settings: TrainerSettings) -> Iterat
         batch = fill(train, windows[at : at + settings.batch_windows], held)
         rows = batch.rows[batch.targets > 0]
         user = train.starts[np.searchsorted(train.starts, rows, side="right") - 1]
-        seen = [train.items[s:r] for s, r in zip(user.tolist(), rows.tolist(), strict=True)]
+        first = np.maximum(user, rows - _MOST_SEEN)
+        seen = [train.items[s:r] for s, r in zip(first.tolist(), rows.tolist(), strict=True)]
         sizes = np.array([len(s) for s in seen], dtype=np.int64)
         yield HeldOut(batch, np.repeat(np.arange(len(rows)), sizes), np.concatenate([*seen, rows[:0]]))

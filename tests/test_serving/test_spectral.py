@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from serving.training import spectral
 from serving.training.dataset import Sequences
 from serving.training.networks import build_network
 from serving.training.networks.base import SequenceNetwork, Shape
@@ -42,6 +43,13 @@ def test_items_further_apart_than_the_window_are_no_pair() -> None:
     matrix = _dense(_sequences([1, *range(3, 13), 2]), vocabulary=12)
     assert matrix[1, 2] == 0.0
     assert matrix[1, 12] == pytest.approx(0.95**10, rel=1e-5)
+
+
+def test_many_pairs_leave_the_greater_distances_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(spectral, "_MAX_PAIRS", 3)
+    matrix = _dense(_sequences([1, 2, 3]), vocabulary=3)
+    assert matrix[1, 2] > 0 < matrix[2, 3]
+    assert matrix[1, 3] == 0.0
 
 
 def test_all_eigenvectors_give_the_normalised_graph_back() -> None:

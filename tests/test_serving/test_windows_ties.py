@@ -109,3 +109,14 @@ def _served_gaps_s(sequences: Sequences, rows: list[int], length: int) -> npt.ND
     )  # fmt: skip
     found: npt.NDArray[np.float32] = gaps_s[0]
     return found
+
+
+def test_what_a_held_out_target_is_not_ranked_among_is_bounded() -> None:
+    """One user with 30,000 events; of the newest 300 every other is a target."""
+    sequences = _sequences([list(range(30_000))])
+    held = np.zeros(30_000, dtype=np.bool_)
+    held[-300:] = True
+    _, batches = hold_out(sequences, held, TrainerSettings(history_length=10))
+    pairs = np.concatenate([batch.seen_target for batch in batches])
+    assert sum(int((batch.batch.targets > 0).sum()) for batch in batches) == 150
+    assert len(pairs) == 150 * 2000

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 import msgspec
 from confluent_kafka import Producer
 
-from serving.registry.store import Registry
+from serving.registry.store import MAX_VERSION_CHARS, Registry
 from streams.clients import make_producer, producer_config
 from streams.errors import BrokerUnavailableError
 from streams.events import ModelRecord
@@ -18,6 +18,7 @@ from streams.settings import Settings
 
 __all__ = [
     "announce",
+    "decoded_model",
     "introduced",
     "key_of",
     "live_announcement",
@@ -28,10 +29,27 @@ __all__ = [
 
 log = logging.getLogger("freshet.models")
 
+_decode = msgspec.json.Decoder(ModelRecord).decode
+MAX_RECORD_BYTES = 256 * 1024
+"""A worker's verdict repeats most of a record, and must fit into one of its own."""
+
 
 def open_registry(settings: Settings) -> Registry:
     """The registry that the settings name."""
     return Registry(settings.registry_url, settings.registry)
+
+
+def decoded_model(value: bytes) -> ModelRecord:
+    """A record of `models`. Raises msgspec.ValidationError, or another DecodeError, where it is none, or is
+    larger than any that a trainer or a worker writes."""
+    if len(value) > MAX_RECORD_BYTES:
+        raise msgspec.ValidationError(f"{len(value)} bytes, at most {MAX_RECORD_BYTES} are read")
+    record = _decode(value)
+    if len(record.version) > MAX_VERSION_CHARS:
+        raise msgspec.ValidationError(
+            f"a version of {len(record.version)} characters, at most {MAX_VERSION_CHARS} are read"
+        )
+    return record
 
 
 def model_records(settings: Settings) -> list[ModelRecord]:
@@ -44,7 +62,7 @@ def model_records(settings: Settings) -> list[ModelRecord]:
         value = message.value()
         if value is not None:
             try:
-                records.append(msgspec.json.decode(value, type=ModelRecord))
+                records.append(decoded_model(value))
             except (msgspec.DecodeError, msgspec.ValidationError) as error:
                 log.warning("%s: not a models record (%s); passed over", where(message), error)
 

@@ -21,7 +21,7 @@ from serving.registry.swap import RankerSlot, Role, SwapEvent
 from streams.events import ModelRecord
 from streams.item_vectors import item_fields, open_item_vectors
 from streams.learning_log import decode_record, learn_record
-from streams.model_records import open_registry
+from streams.model_records import decoded_model, open_registry
 from streams.model_state import ModelState, Trial
 from streams.reading import PartitionId, PartitionReader, watermarks, where
 from streams.records import Record
@@ -57,13 +57,12 @@ class Replica:
         self.slot = RankerSlot(registry, settings.ranker)
         self.models = ModelState(settings.registry.model_name)
         self.refused: dict[Role, SwapEvent] = {}
-        """The newest refusal, by what the version was wanted for."""
+        """What became of the newest request, where it was refused, by what the version was wanted for."""
         self._retry_at = math.inf
         self.snapshots_failed = 0
         self._since_snapshot = 0
         self._last_snapshot = -math.inf
         self._moved_at = time.monotonic()
-        self._model_decoder = msgspec.json.Decoder(ModelRecord)
         starts: dict[PartitionId, int] = {}
         for topic, name in self._topics.items():
             for partition in range(partitions[name]):
@@ -127,11 +126,17 @@ class Replica:
             self._retry_at = math.inf
             self._ask()
         event = self.slot.swap_if_ready()
-        if event is not None and event.outcome == "refused":
-            self.refused[event.role] = event
-            if event.kind == "store":
-                self._retry_at = time.monotonic() + RETRY_S
+        if event is not None:
+            self._note(event)
         return event
+
+    def _note(self, event: SwapEvent) -> None:
+        if event.outcome == "swapped":
+            self.refused.pop(event.role, None)
+            return
+        self.refused[event.role] = event
+        if event.kind == "store":
+            self._retry_at = time.monotonic() + RETRY_S
 
     def _snapshot_is_due(self) -> bool:
         limits = self._settings.worker
@@ -199,7 +204,7 @@ class Replica:
         if value is None:
             return
         try:
-            record = self._model_decoder.decode(value)
+            record = decoded_model(value)
         except (msgspec.DecodeError, msgspec.ValidationError) as error:
             log.error("%s: not a models record (%s); the ranker in service stays", where(message), error)
             return
@@ -210,9 +215,10 @@ class Replica:
         """Ask for what `record` says, if that counts, or again for all that is wanted."""
         live = self.models.live
         if live is not None and live.digest is not None and (record is None or record is live):
+            self.refused.pop("live", None)
             self.slot.request(live.version, live.digest, live.uri)
         trial = self.models.trial
         if trial is None or record is None:
             self.slot.drop_shadow()
-        if trial is not None:
-            self.slot.request_shadow(trial.other, trial.other_digest)
+        if trial is not None and self.slot.request_shadow(trial.other, trial.other_digest):
+            self.refused.pop("shadow", None)

@@ -11,16 +11,27 @@ Each says in `kind` which check failed, a word of `REFUSAL_KINDS`.
 
 from __future__ import annotations
 
-__all__ = ["FAULTS_OF_THE_VERSION", "REFUSAL_KINDS", "RankerError", "RankerRefusedError", "RegistryError"]
+__all__ = [
+    "FAULTS_OF_THE_VERSION",
+    "MAX_REASON_CHARS",
+    "REFUSAL_KINDS",
+    "RankerError",
+    "RankerRefusedError",
+    "RegistryError",
+]
+
+MAX_REASON_CHARS = 2000
+"""Of a message: it goes into records that Kafka takes only up to a size, and a graph's names, which ONNX
+Runtime repeats, may be as long as the file."""
 
 REFUSAL_KINDS = {
     "store": "the registry could not be read",
     "load": "ONNX Runtime could not load or run the graph here",
     "slow": "slower than `ranker.load_latency_budget_ms` here",
-    "manifest": "no manifest, or not this version's",
+    "manifest": "a manifest that can't be read, is not this version's, or says what can't be",
     "digest": "another size or SHA-256 than the manifest says: cut off or altered",
     "size": "larger than `registry.max_file_bytes`",
-    "file": "a file that is no ONNX graph, vocabulary or probe, or one that is not let in",
+    "file": "a file that is missing, is no ONNX graph, vocabulary or probe, or is not let in",
     "signature": "other inputs or outputs than ours",
     "features": "trained on other online features than this code makes",
     "vocabulary": "vocabulary and manifest disagree",
@@ -36,7 +47,7 @@ class RankerError(Exception):
     """The ranker can't be loaded, was called with wrong shapes, or gave a score that is no number."""
 
     def __init__(self, message: str = "", kind: str = "load") -> None:
-        super().__init__(message)
+        super().__init__(message[:MAX_REASON_CHARS])
         self.kind = kind
 
 
@@ -48,5 +59,5 @@ class RegistryError(Exception):
     """A version is missing, already there, or can't be read or written."""
 
     def __init__(self, message: str = "", kind: str = "store") -> None:
-        super().__init__(message)
+        super().__init__(message[:MAX_REASON_CHARS])
         self.kind = kind

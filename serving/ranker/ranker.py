@@ -91,7 +91,8 @@ class Ranker:
         self._places = {item_id: place for place, item_id in enumerate(self.vocabulary, start=1)}
         if len(self._places) != len(self.vocabulary):
             raise RankerError(
-                f"{version}: the vocabulary of {len(self.vocabulary)} holds an item id more than once"
+                f"{version}: the vocabulary of {len(self.vocabulary)} holds an item id more than once",
+                "vocabulary",
             )
         rows = len(self.vocabulary) + 2
         self.content = content

@@ -27,7 +27,7 @@ from serving.registry.manifest import (
 from serving.registry.onnx_checks import OnnxFileError, check_onnx
 from serving.registry.settings import RegistrySettings
 
-__all__ = ["Published", "Registry", "StoredVersion"]
+__all__ = ["MAX_VERSION_CHARS", "Published", "Registry", "StoredVersion"]
 
 MANIFEST_FILE = "manifest.json"
 _FILES = (MODEL_FILE, VOCABULARY_FILE, WEIGHTS_FILE, GOLDEN_FILE)
@@ -37,7 +37,7 @@ _MAX_FILES = 32
 _VERSION = re.compile(r"[0-9A-Za-z][0-9A-Za-z_-]*(\.[0-9A-Za-z_-]+)*")
 """No slash and no two dots in a row: a version comes from a Kafka record, and must not lead out of the
 folder."""
-_MAX_VERSION = 128
+MAX_VERSION_CHARS = 128
 _MAX_MANIFEST_BYTES = 1 << 20
 _MISSING = (FileNotFoundError, NotADirectoryError)
 
@@ -151,22 +151,24 @@ class Registry:
         files: dict[str, bytes] = {}
         more = [name for name in where_there if name in manifest.files]
         for name in manifest.files if names is None else [*names, *more]:
-            files[name] = self._read(version, name, self.max_file_bytes)
+            files[name] = self._read(version, name, self.max_file_bytes, missing="file")
             self._verify(manifest, name, files[name])
         return StoredVersion(manifest, digest, files)
 
     def _folder(self, version: str) -> str:
-        if len(version) > _MAX_VERSION or not _VERSION.fullmatch(version):
+        if len(version) > MAX_VERSION_CHARS or not _VERSION.fullmatch(version):
             raise RegistryError(
-                f"{version[:_MAX_VERSION]!r} is no version: letters, digits, single dots, - and _ only",
+                f"{version[:MAX_VERSION_CHARS]!r} is no version: letters, digits, single dots, - and _ only",
                 "manifest",
             )
         return f"{self._root}/{version}"
 
     def _check_name(self, version: str, name: str) -> None:
         """A file's name comes from a manifest, and must not lead out of the folder."""
-        if name == MANIFEST_FILE or len(name) > _MAX_VERSION or not _FILE_NAME.fullmatch(name):
-            raise RegistryError(f"{self.uri(version)}: {name[:_MAX_VERSION]!r} is no file's name", "manifest")
+        if name == MANIFEST_FILE or len(name) > MAX_VERSION_CHARS or not _FILE_NAME.fullmatch(name):
+            raise RegistryError(
+                f"{self.uri(version)}: {name[:MAX_VERSION_CHARS]!r} is no file's name", "manifest"
+            )
 
     def _verify(self, manifest: Manifest, name: str, data: bytes) -> None:
         where = f"{self.uri(manifest.version)}/{name}"
@@ -189,8 +191,9 @@ class Registry:
             except OnnxFileError as error:
                 raise RegistryError(f"{where}: {error}", "file") from error
 
-    def _read(self, version: str, name: str, limit_bytes: int) -> bytes:
-        """The whole file, its size looked at first, so that a huge one is never read."""
+    def _read(self, version: str, name: str, limit_bytes: int, missing: str = "store") -> bytes:
+        """The whole file, its size looked at first, so that a huge one is never read. `missing`: the error's
+        kind where it is not there; without its manifest, it may be the folder that is not there."""
         folder = self._folder(version)
         if name != MANIFEST_FILE:
             self._check_name(version, name)
@@ -204,7 +207,8 @@ class Registry:
                 )
             return bytes(self._fs.cat_file(path))
         except OSError as error:
-            raise RegistryError(f"can't read {self.uri(version)}/{name}: {error}") from error
+            kind = missing if isinstance(error, FileNotFoundError) else "store"
+            raise RegistryError(f"can't read {self.uri(version)}/{name}: {error}", kind) from error
 
     def _write(self, folder: str, name: str, data: bytes) -> None:
         """Beside it first, then renamed: a reader meets the whole file or none."""

@@ -20,7 +20,7 @@ import safetensors.numpy
 from safetensors import SafetensorError
 
 from serving.features import FEATURES_DIGEST
-from serving.ranker.errors import RankerError, RankerRefusedError, RegistryError
+from serving.ranker.errors import MAX_REASON_CHARS, RankerError, RankerRefusedError, RegistryError
 from serving.ranker.inputs import INPUTS, RankerInputs
 from serving.ranker.probe import median_latency_ms
 from serving.ranker.providers import Wish
@@ -41,6 +41,8 @@ _ROUNDED_TOLERANCE = 0.1
 _ROUNDED = ("fp16", "int8_dynamic", "int8_static")
 """Where activations are rounded, too, a difference of 1e-7 can fall to either side: one step of 8 bits moved
 a score by 0.013."""
+_MAX_HISTORY = 4096
+"""Four times what the trainer's settings allow: each call makes room for so many items a user."""
 
 
 Role = Literal["live", "shadow"]
@@ -108,6 +110,11 @@ def _load(stored: StoredVersion, wish: Wish) -> Ranker:
     manifest = stored.manifest
     if manifest.signature != Signature():
         raise RankerError(f"signature {manifest.signature}, expected {Signature()}", "signature")
+    if not 1 <= manifest.history_length <= _MAX_HISTORY:
+        raise RankerError(
+            f"the manifest says histories of {manifest.history_length} items, 1 to {_MAX_HISTORY} are served",
+            "manifest",
+        )
     if manifest.features_digest not in ("", FEATURES_DIGEST):
         raise RankerError(
             f"trained on features {manifest.features_digest[:12]} ({', '.join(manifest.features)}), here "
@@ -210,12 +217,15 @@ class RankerSlot:
             logger.info("ranker %r announced at %r", version, uri or self._registry.uri(version))
             self._want("live", version, digest)
 
-    def request_shadow(self, version: str, digest: str) -> None:
-        """Ask for a version to be scored beside the one in force, in the place of the one that was so far."""
+    def request_shadow(self, version: str, digest: str) -> bool:
+        """Ask for a version to be scored beside the one in force, in the place of the one that was so far.
+        False where it was asked for already, and nothing else or nothing since."""
         with self._condition:
-            if self._shadow_is != (version, digest):
-                self._shadow_is = (version, digest)
-                self._want("shadow", version, digest)
+            if self._shadow_is == (version, digest):
+                return False
+            self._shadow_is = (version, digest)
+            self._want("shadow", version, digest)
+            return True
 
     def drop_shadow(self) -> None:
         """Have none beside the one in force any more."""
@@ -303,7 +313,7 @@ class RankerSlot:
         except RankerRefusedError as error:
             reason, kind = str(error), error.kind
         except Exception as error:  # noqa: BLE001 - whatever a store's client raises must not end serving
-            reason, kind = f"{version} refused: {error!r}", "store"
+            reason, kind = f"{version} refused: {error!r}"[:MAX_REASON_CHARS], "store"
         if reason:
             logger.warning("%s", reason)
         outcome: Literal["swapped", "refused"] = "refused" if ranker is None else "swapped"

@@ -12,7 +12,13 @@ import pytest
 import safetensors.numpy
 
 from serving.features import FEATURES_DIGEST
-from serving.ranker.errors import FAULTS_OF_THE_VERSION, REFUSAL_KINDS, RankerRefusedError, RegistryError
+from serving.ranker.errors import (
+    FAULTS_OF_THE_VERSION,
+    MAX_REASON_CHARS,
+    REFUSAL_KINDS,
+    RankerRefusedError,
+    RegistryError,
+)
 from serving.ranker.settings import RankerSettings
 from serving.registry.manifest import (
     GOLDEN_FILE,
@@ -156,9 +162,35 @@ def test_every_refusal_says_its_kind_and_its_numbers(tmp_path: Path) -> None:
     assert kind == "slow"
     assert "at most 0.0" in text
     (tmp_path / "large" / "ranker" / "v1" / MODEL_FILE).unlink()
-    assert kind_of(tmp_path / "large", plain.digest)[0] == "store"
+    assert kind_of(tmp_path / "large", plain.digest)[0] == "file"
     damage(tmp_path / "large", MANIFEST_FILE, slice(None, 100))
     assert kind_of(tmp_path / "large", plain.digest)[0] == "manifest"
+    (tmp_path / "large" / "ranker" / "v1" / MANIFEST_FILE).unlink()
+    assert kind_of(tmp_path / "large", plain.digest)[0] == "store", "the folder may not be mounted here"
+
+
+@pytest.mark.parametrize("length", [-1, 0, 5000, 10**12])
+def test_a_history_that_no_call_has_room_for_is_refused_before_any_is_made(
+    tmp_path: Path, length: int
+) -> None:
+    registry, _ = publish_table(tmp_path, "v0", ITEMS, TABLE)
+    stored = registry.fetch("v0")
+    manifest = msgspec.structs.replace(stored.manifest, version="v1", history_length=length)
+    kind, text = kind_of(tmp_path, registry.publish(manifest, stored.files).digest)
+    assert kind == "manifest"
+    assert f"histories of {length} items, 1 to 4096 are served" in text
+
+
+def test_a_reason_fits_into_a_record_whatever_the_graph_calls_its_parts(tmp_path: Path) -> None:
+    value, floats = onnx.helper.make_tensor_value_info, onnx.TensorProto.FLOAT
+    node = onnx.helper.make_node("NoSuchOperator", ["x"], ["y"], name="n" * 3_000_000)
+    graph = onnx.helper.make_graph([node], "g", [value("x", floats, ["a"])], [value("y", floats, ["a"])])
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 18)], ir_version=10)
+    _, published = publish_table(tmp_path, "v1", ITEMS, TABLE, model_onnx=model.SerializeToString())
+    [event] = ask(RankerSlot(Registry(str(tmp_path)), CPU), published)
+    assert (event.outcome, event.kind) == ("refused", "load")
+    assert "nnn" in event.reason
+    assert len(event.reason) <= MAX_REASON_CHARS
 
 
 def other_inputs() -> bytes:

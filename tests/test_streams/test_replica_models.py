@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from serving.registry.manifest import MODEL_FILE
 from streams import replica as module
-from streams.model_records import announce
+from streams.model_records import announce, model_records
 from streams.replica import Replica
 from streams.settings import Settings
 from streams.topic_admin import check_layout
@@ -33,6 +34,46 @@ def follow_until(replica: Replica, reached: Callable[[], bool]) -> None:
         assert time.monotonic() < deadline
         replica.follow()
         time.sleep(0.01)
+
+
+def test_what_was_refused_counts_until_it_is_asked_for_again(settings: Settings, replica: Replica) -> None:
+    """A version that was mended is not taken back for what was found before, by an owner to come."""
+    folder = Path(settings.registry.url)
+    first, second = (
+        publish_table(folder, version, ITEMS, successor_table(20, number))[1]
+        for number, version in enumerate(("v1", "v2"), start=1)
+    )
+    model = folder / "ranker" / "v2" / MODEL_FILE
+    whole = model.read_bytes()
+    model.write_bytes(whole[:-1])
+    announce(settings, record("v1", digest=first.digest))
+    announce(settings, record("v2", digest=second.digest))
+    follow_until(replica, lambda: "live" in replica.refused)
+    announce(settings, record("v1", digest=first.digest))
+    announce(settings, record("v2", "shadow", digest=second.digest))
+    follow_until(replica, lambda: set(replica.refused) == {"shadow"})
+    model.write_bytes(whole)
+    announce(settings, record("v2", "dropped"))
+    announce(settings, record("v2", "shadow", digest=second.digest))
+    follow_until(replica, lambda: replica.trial is not None)
+    announce(settings, record("v2", digest=second.digest))
+    follow_until(replica, lambda: replica.slot.current is not None and replica.slot.current.version == "v2")
+    assert not replica.refused
+
+
+def test_a_record_too_large_to_be_answered_is_passed_over(settings: Settings, replica: Replica) -> None:
+    folder = Path(settings.registry.url)
+    digest = publish_table(folder, "v1", ITEMS, successor_table(20, 1))[1].digest
+    announce(settings, record("v1", digest=digest))
+    for odd in (record("v" * 129), record("v2", metrics={"m" * 300_000: 1.0})):
+        announce(settings, odd)
+    announce(settings, record("v3", "refused"))
+    follow_until(replica, lambda: not replica.slot.loading and replica.slot.current is not None)
+    time.sleep(0.5)
+    replica.follow()
+    assert replica.models.live is not None
+    assert replica.models.live.version == "v1"
+    assert {one.version for one in model_records(settings)} == {"v1", "v3"}
 
 
 def test_a_store_that_did_not_answer_is_asked_again(

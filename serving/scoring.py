@@ -71,7 +71,8 @@ class Scores:
 class RankerView:
     """A ranker seen through the item table: rows instead of ids, looked up once an item.
 
-    Items that the ranker has never seen get a place of their own where `contents` has a vector for them.
+    Items that the ranker has never seen get a place of their own where `contents` has a vector for them, for
+    as long as they have a row.
     """
 
     def __init__(self, ranker: Ranker, contents: Contents | None = None) -> None:
@@ -88,12 +89,19 @@ class RankerView:
         self._places_used = len(ranker.contents)
         self._changes = 0
         self._own: dict[str, int] = {}
+        self._owner: dict[int, str] = {}
+        self._free: list[int] = []
         self._types: tuple[tuple[str, ...], Int64] = ((), np.zeros(0, dtype=np.int64))
 
     def rows_changed(self, ids: Sequence[str], rows: Int32) -> None:
         """Look rows up again that were given to other items, or whose items got other content."""
         old = rows[rows < self._known]
+        before = set(self._places[old].tolist())
         self._places[old] = self._looked_up([ids[row] for row in old.tolist()])
+        for place in before.difference(self._places[old].tolist()):
+            if (owner := self._owner.pop(place, None)) is not None:
+                del self._own[owner]
+                self._free.append(place)
 
     def places(self, ids: Sequence[str]) -> Int32:
         """int32[rows]: places of the item table's rows."""
@@ -130,10 +138,12 @@ class RankerView:
         return places
 
     def _own_place(self, item_id: str, vector: Float32) -> int:
-        place = self._own.get(item_id, self._places_used)
-        if place == self._places_used:
-            self._own[item_id] = place
-            self._places_used += 1
+        place = self._own.get(item_id, -1)
+        if place < 0:
+            place = self._free.pop() if self._free else self._places_used
+            self._own[item_id], self._owner[place] = place, item_id
+            if place == self._places_used:
+                self._places_used += 1
             if place >= len(self._vectors):
                 more = np.zeros((max(64, place), self._vectors.shape[1]), dtype=np.float32)
                 self._vectors = np.concatenate((self._vectors, more))

@@ -14,15 +14,18 @@ from online_models.settings import CoVisitationSettings, FactorSettings, ModelSe
 from serving import blend_kernels, kernels, list_kernels
 from serving.blend_kernels import blend
 from serving.catalogue import Catalogue, CatalogueEntry
+from serving.content.vectors import ContentVectors
 from serving.explain_kernels import explain
 from serving.explanations import ranked_list
 from serving.list_encoding import ListEncoder
 from serving.pipeline import Pipeline
 from serving.query import Query, QueryBatch, RankedList
 from serving.ranker import layout
+from serving.scoring import RankerView
 from serving.settings import ServingSettings
 from tests.test_serving.pipeline_cases import ITEMS, SERVING, World, learned, queries, worlds
 from tests.test_serving.ranker_cases import edited, item_name, markov_ranker, markov_version, successor
+from tests.test_serving.version_cases import successor_table, table_ranker
 
 FEW = settings(max_examples=60, deadline=None)
 NOBODY = np.zeros(4, dtype=np.float32)
@@ -236,6 +239,24 @@ class TestRanker:
         pipeline.rows_changed(np.array([row, other], dtype=np.int32))
         assert pipeline.recommend([query])[0].items[0].item_id == successor(item_name(3))
         assert pipeline.recommend_batch(QueryBatch.of([query], items, 50)).rows[0, 0] == other
+
+    def test_places_of_items_that_went_are_given_to_others(self) -> None:
+        vectors = ContentVectors(embeddings={"image": 2})
+        ranker = table_ranker(["known"], successor_table(1, 0))
+        ranker.contents, ranker.content = np.zeros((3, vectors.width), np.float32), vectors.spec
+        view, ids, rows = RankerView(ranker, vectors), [""] * 40, np.arange(40, dtype=np.int32)
+        view.places(ids)
+        for turn in range(30):
+            ids = ids[3:] + ids[:3]  # some go to other rows, some are new, and one has no content any more
+            for row in range(turn % 2, 40, 2):
+                vectors.forget(ids[row])
+                ids[row] = f"{turn}-{row}"
+                vectors.put(ids[row], {"embeddings": {"image": [1.0, float(turn)]}})
+            vectors.forget(ids[turn % 2])
+            view.rows_changed(ids, rows)
+            places = view.places(ids)
+            np.testing.assert_array_equal(view.vectors()[places], vectors.of(ids))
+        assert len(view.vectors()) < 200, "600 items had a row, 40 at a time"
 
     def test_its_history_is_as_long_as_it_asks(self) -> None:
         pipeline = self.pipeline(1.0)

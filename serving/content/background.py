@@ -11,6 +11,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -73,7 +74,11 @@ class Encoded(NamedTuple):
 
 
 class BackgroundEncoder:
-    """A queue of jobs, worked off by one daemon thread in small batches with pauses between them."""
+    """A queue of jobs, worked off by one daemon thread in small batches with pauses between them.
+
+    Of an item's modality the newest job alone waits, at the place of the first: a catalogue that changes
+    faster than it is encoded takes no more memory than it has items.
+    """
 
     def __init__(self, modalities: Sequence[Modality], cpu_share: float) -> None:
         """`cpu_share`: the share of time at most that the thread is at work, in (0, 1]; below 1 it also gives
@@ -83,7 +88,7 @@ class BackgroundEncoder:
         self.failed: Counter[str] = Counter()
         """Items whose content could not be encoded, by modality."""
         self.done: deque[Encoded] = deque()
-        self._jobs: deque[Job] = deque()
+        self._jobs: dict[tuple[str, int], Job] = {}
         self._open = 0  # jobs that were taken in and whose vectors are not in `done` yet
         self._changed = threading.Condition()
         self._closed = threading.Event()
@@ -96,11 +101,17 @@ class BackgroundEncoder:
 
     def submit(self, job: Job) -> None:
         with self._changed:
-            self._jobs.append(job)
-            self._open += 1
+            self._open += (job.item_id, job.modality) not in self._jobs
+            self._jobs[job.item_id, job.modality] = job
             if self._thread is None and not self._closed.is_set():
                 self._thread = threading.Thread(target=self._run, name="content", daemon=True)
                 self._thread.start()
+            self._changed.notify_all()
+
+    def cancel(self, item_id: str, modality: int) -> None:
+        """Drop the job that waits, if one does."""
+        with self._changed:
+            self._open -= self._jobs.pop((item_id, modality), None) is not None
             self._changed.notify_all()
 
     def wait(self, timeout_s: float) -> bool:
@@ -124,7 +135,7 @@ class BackgroundEncoder:
         while not self._closed.is_set():
             with self._changed:
                 self._changed.wait_for(lambda: bool(self._jobs) or self._closed.is_set())
-                jobs = [self._jobs.popleft() for _ in range(min(len(self._jobs), JOBS_AT_ONCE))]
+                jobs = [self._jobs.pop(key) for key in list(islice(self._jobs, JOBS_AT_ONCE))]
             for number, modality in enumerate(self._modalities):
                 mine = [job for job in jobs if job.modality == number]
                 if mine:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -62,7 +63,8 @@ class ContentVectors:
         self._used = 1
         self._free: list[int] = []
         self._row_of: dict[str, int] = {}
-        self._sources: dict[tuple[str, int], str] = {}
+        self._sources: dict[tuple[str, int], bytes] = {}
+        """Digests: a text may be 20,000 characters long, and there may be millions."""
         self._max_items = max_items
         self._encoder = BackgroundEncoder(self._modalities, cpu_share)
         self.refused: Counter[str] = Counter()
@@ -112,11 +114,12 @@ class ContentVectors:
         self._give_row(item_id)
         for number, modality in enumerate(self._modalities):
             source, before = modality.source_of(fields), self._sources.get((item_id, number))
-            if source != before:
+            digest = None if source is None else _digest(source)
+            if digest != before:
                 self._write(item_id, number, None)
-                self._sources.pop((item_id, number), None)
-            if source is not None and (source != before or modality.source_may_change):
-                self._sources[item_id, number] = source
+                self._drop_source(item_id, number)
+            if source is not None and digest is not None and (digest != before or modality.source_may_change):
+                self._sources[item_id, number] = digest
                 self._encoder.submit(Job(item_id, number, source))
         given = fields.get("embeddings") or {}
         for number, (name, dim) in enumerate(self._embeddings.items(), start=len(self._modalities)):
@@ -130,14 +133,14 @@ class ContentVectors:
             self._free.append(row)
             self._changed.add(item_id)
         for number in range(len(self._modalities)):
-            self._sources.pop((item_id, number), None)
+            self._drop_source(item_id, number)
 
     def collect(self) -> int:
         """Take what has been encoded since into the table; returns how many contents that were."""
         done, taken = self._encoder.done, 0
         while done:
             (item_id, number, source), vector = done.popleft()
-            if self._sources.get((item_id, number)) == source:
+            if self._sources.get((item_id, number)) == _digest(source):
                 self._write(item_id, number, vector)
                 taken += 1
         return taken
@@ -151,6 +154,10 @@ class ContentVectors:
     def close(self) -> None:
         """End the encoding thread."""
         self._encoder.close()
+
+    def _drop_source(self, item_id: str, number: int) -> None:
+        if self._sources.pop((item_id, number), None) is not None:
+            self._encoder.cancel(item_id, number)
 
     def _give_row(self, item_id: str) -> None:
         row = self._row_of.pop(item_id, BLANK)
@@ -194,3 +201,7 @@ class ContentVectors:
                 log.warning("an embedding is left out: %s", error)
             return None
         return vector if vector.any() else None
+
+
+def _digest(source: str) -> bytes:
+    return hashlib.blake2b(source.encode("utf-8", "surrogatepass"), digest_size=16).digest()

@@ -34,7 +34,7 @@ class Slow:
     """An encoder of texts of digits that waits until it is let go; `bad` texts break it."""
 
     def __init__(self, *bad: str, cache: VectorCache | None = None) -> None:
-        self.go, self.bad, self.encoded = threading.Event(), bad, list[str]()
+        self.go, self.started, self.bad, self.encoded = threading.Event(), threading.Event(), bad, list[str]()
         self.modality = Modality(
             name="text",
             dim=2,
@@ -51,6 +51,7 @@ class Slow:
         return Content("", text.encode())
 
     def encode(self, contents: Sequence[Content]) -> np.ndarray:
+        self.started.set()
         assert self.go.wait(60)
         texts = [content.data.decode() for content in contents]
         if set(texts) & set(self.bad):
@@ -143,6 +144,24 @@ def test_what_comes_too_late_is_dropped(opened: Open) -> None:
     expected = [[0, 0, 0], [0, 0, 0], [*angle_of("5"), 1], [0, 0, 0]]
     np.testing.assert_allclose(vectors.table[rows], expected, atol=1e-6)
     assert len(vectors.table) == 4
+
+
+def test_a_catalogue_that_changes_faster_than_it_is_encoded_waits_once_for_each_item(opened: Open) -> None:
+    slow = Slow()
+    vectors = opened(slow, max_items=5)
+    vectors.put("first", {"title": "1"})
+    slow.started.wait(30)
+    for turn in range(1000):
+        vectors.put(f"item-{turn % 10}", {"title": str(turn)})
+    assert vectors.pending <= 6, "five items have rows, and one is being encoded"
+    vectors.forget("item-9")
+    assert vectors.pending <= 5
+    slow.go.set()
+    assert vectors.wait(30)
+    assert len(slow.encoded) <= 5
+    names = [f"item-{n}" for n in range(5, 9)]
+    expected = [[*angle_of(str(990 + n)), 1] for n in range(5, 9)]
+    np.testing.assert_allclose(vectors.of(names), expected, atol=1e-6)
 
 
 def test_the_same_text_again_costs_nothing_and_keeps_its_vector(opened: Open) -> None:

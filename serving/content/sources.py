@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import PurePosixPath
+from urllib.parse import unquote
 
 import fsspec
 
@@ -31,7 +32,9 @@ def beneath(root: str, path: str) -> str:
     's3://shop/images/a/1.png'
     """
     parts = PurePosixPath(path).parts
-    if not parts or path.startswith("/") or ".." in parts or "://" in path or "::" in path or "\\" in path:
+    plain = unquote(path)  # a web server, or the client before it, reads %2e%2e as ..
+    leads_out = plain.startswith("/") or ".." in PurePosixPath(plain).parts
+    if not parts or leads_out or any(sign in plain for sign in ("://", "::", "\\")):
         raise ContentError(
             f"{path!r} is no path beneath {root}: give one without '..', '\\', scheme or leading '/'"
         )

@@ -131,6 +131,16 @@ def test_images_are_fitted_and_normalised(tmp_path: Path) -> None:
         last.encode("a.png", buffer.getvalue()[:60])
 
 
+def test_a_small_file_that_unfolds_to_gigabytes_is_not_decoded(tmp_path: Path) -> None:
+    image = pytest.importorskip("PIL.Image")
+    buffer = io.BytesIO()
+    image.new("1", (10_000, 6_000)).save(buffer, "PNG")
+    assert len(buffer.getvalue()) < 20_000
+    encoder = FileEncoder(flat_encoder(tmp_path / "m.onnx", [3, 8, 8]), settings(size=8))
+    with pytest.raises(ContentError, match="10000 x 6000 pixels, at most 50,000,000 are decoded"):
+        encoder.encode("a.png", buffer.getvalue())
+
+
 def test_without_pillow_images_are_told_and_arrays_go_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -170,7 +180,20 @@ def test_the_digest_tells_models_and_preparation_apart(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "path", ["/etc/passwd", "../a", "a/../../b", "s3://b/a", "a::b", "..", "", "a\\..\\..\\b", "."]
+    "path",
+    [
+        "/etc/passwd",
+        "../a",
+        "a/../../b",
+        "s3://b/a",
+        "a::b",
+        "..",
+        "",
+        "a\\..\\..\\b",
+        ".",
+        "%2e%2E/a",
+        "%2Fa",
+    ],
 )
 def test_no_item_leads_out_of_the_root(path: str) -> None:
     with pytest.raises(ContentError, match="is no path beneath files"):

@@ -226,3 +226,15 @@ def test_far_behind_only_the_newest_event_of_a_user_gets_the_list_that_it_would_
         stats = behind.shards[p].stats
         assert stats.recommendations + stats.coalesced == stats.accepted == single.shards[p].stats.accepted
         assert _figures(behind, p) == _figures(judge, p)
+
+
+def test_event_types_are_told_by_the_codes_of_the_users_held_now() -> None:
+    """A worker that restores other users may meet as many types that the settings don't name, but others."""
+    worker = Answering(settings_of())
+    worker.users.kinds.codes_of([b"of another partition"], ensure=True)
+    worker.answer([Ev("u", "e1", 1, "item-1", "good", 0)])
+    assert worker.pipeline.event_types[-1] == "of another partition"
+    worker.restart()
+    worker.users.kinds.codes_of([b"of this one"], ensure=True)
+    worker.answer([Ev("u", "e2", 2, "item-2", "good", 0)])
+    assert worker.pipeline.event_types[-1] == "of this one"

@@ -118,7 +118,7 @@ class RankerSession:
             self._items = _Items(vectors, version, self._device)
 
     def score(self, inputs: RankerInputs) -> Float32:
-        """float32[B, C]. Raises RankerError when the run fails."""
+        """float32[B, C]. Raises RankerError when the run fails or gives another shape."""
         users, candidates = inputs.candidates.shape
         padded = inputs if self._buckets is None else self._buckets.pad(inputs)
         feeds = padded.feeds()
@@ -127,6 +127,10 @@ class RankerSession:
         except Exception as error:
             shapes = ", ".join(f"{name} {array.shape}" for name, array in feeds.items())
             raise RankerError(f"ONNX Runtime failed on {shapes}: {error}") from error
+        if output.shape != padded.candidates.shape:  # kernels that read it look no further
+            raise RankerError(
+                f"scores of shape {output.shape} for candidates {padded.candidates.shape}", "signature"
+            )
         return output if padded is inputs else output[:users, :candidates]
 
     def kernels(self) -> list[Kernel]:

@@ -31,7 +31,7 @@ from serving.registry.manifest import (
 from serving.registry.settings import RegistrySettings
 from serving.registry.store import MANIFEST_FILE, Published, Registry
 from serving.registry.swap import RankerSlot, SwapEvent, load_verified
-from tests.test_serving.version_cases import publish_table, successor_table
+from tests.test_serving.version_cases import publish_table, successor_table, table_model
 
 ITEMS = [f"item-{n}" for n in range(30)]
 CPU = RankerSettings(provider="cpu")
@@ -167,6 +167,20 @@ def test_every_refusal_says_its_kind_and_its_numbers(tmp_path: Path) -> None:
     assert kind_of(tmp_path / "large", plain.digest)[0] == "manifest"
     (tmp_path / "large" / "ranker" / "v1" / MANIFEST_FILE).unlink()
     assert kind_of(tmp_path / "large", plain.digest)[0] == "store", "the folder may not be mounted here"
+
+
+@pytest.mark.parametrize("times", [(1, 1000), (1000, 1)])
+def test_a_graph_that_gives_more_scores_than_it_was_asked_for_is_refused(
+    tmp_path: Path, times: tuple[int, int]
+) -> None:
+    model = onnx.load_from_string(table_model(TABLE))
+    model.graph.node[-1].output[0] = "plain"
+    model.graph.node.append(onnx.helper.make_node("Tile", ["plain", "times"], ["scores"]))
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.array(times), "times"))
+    _, published = publish_table(tmp_path, "v1", ITEMS, TABLE, model_onnx=model.SerializeToString())
+    kind, text = kind_of(tmp_path, published.digest)
+    assert kind == "signature"
+    assert "for candidates (16, 200)" in text
 
 
 @pytest.mark.parametrize("length", [-1, 0, 5000, 10**12])

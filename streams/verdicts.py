@@ -31,6 +31,8 @@ log = logging.getLogger("freshet.models")
 
 EVERY_S = 0.5
 SLICE_RECORDS = 1000
+MOST_EVENTS = 10_000_000
+"""Of a worker's part; the evidence is a sum over them."""
 
 
 class _Report(msgspec.Struct):
@@ -103,7 +105,9 @@ class Verdicts:
             except (msgspec.DecodeError, msgspec.ValidationError) as error:
                 log.warning("%s: not a worker's report (%s); passed over", where(message), error)
                 continue
-            if report.trial is None:
+            if report.trial is not None and not _can_be(report.trial):
+                log.warning("%s: no counts of a trial: %s; passed over", where(message), report.trial)
+            elif report.trial is None:
                 self._parts.pop((report.worker, report.epoch), None)
             else:
                 self._parts[report.worker, report.epoch] = report.trial
@@ -251,6 +255,14 @@ class Verdicts:
             against_digest=None,
             published_at=int(time.time() * 1000),
         )
+
+
+def _can_be(part: PairedCounts) -> bool:
+    """Whether these are counts: hits among events, and of them those of one list alone."""
+    hits = ((part.live_only, part.live_hits), (part.other_only, part.other_hits))
+    return part.events <= MOST_EVENTS and all(
+        0 <= alone <= all_hits <= part.events for alone, all_hits in hits
+    )
 
 
 def _is(record: ModelRecord, event: SwapEvent) -> bool:

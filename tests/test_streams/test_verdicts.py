@@ -104,6 +104,9 @@ def test_two_workers_counts_together_promote_a_shadow(
     assert said(verdicts, replica, wait_s=0.1) == []
     produce(part("a", replica, events=60, live_hits=5, other_hits=14, other_only=10, live_only=1))
     produce(b"not a report")
+    for counts in ({"other_only": 10**12}, {"other_only": -1}, {"other_hits": 61}, {"events": 10**15}):
+        odd = {"events": 60, "live_hits": 5, "other_hits": 14, "live_only": 1, **counts}
+        produce(part("c", replica, **odd))
     assert said(verdicts, replica, wait_s=1.5) == [], "60 events are fewer than 100"
     produce(part("b", replica, events=60, live_hits=5, other_hits=14, other_only=10, live_only=1))
     records = said(verdicts, replica)

@@ -6,11 +6,9 @@ in one process, and its NDCG@10 on the same events, with a paired interval.
 
 from __future__ import annotations
 
-import tempfile
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
-from pathlib import Path
 
 import msgspec
 import numpy as np
@@ -22,7 +20,7 @@ from serving.training.calibration import training_calls
 from serving.training.compress_judge import Float64, Judge, catalogue_judge
 from serving.training.dataset import Int64, LogSplit
 from serving.training.ensemble import distil
-from serving.training.export import Export, Golden, export_onnx
+from serving.training.export import Export, Golden, exported
 from serving.training.fused import ExportedRanker
 from serving.training.prune import prune
 from serving.training.settings import Compression, TrainerSettings
@@ -225,15 +223,8 @@ def _pruned(source: Source) -> bytes:
     from serving.training import quantize
 
     network = prune(source.ranker.network, source.split, source.settings)
-    model = _exported(ExportedRanker(network, source.ranker.head), source.settings.seed)
+    model = exported(ExportedRanker(network, source.ranker.head), seed=source.settings.seed)[0]
     return slim(quantize.sparse(model), keep_names=False)
-
-
-def _exported(ranker: ExportedRanker, seed: int) -> bytes:
-    with tempfile.TemporaryDirectory(prefix="freshet-compress-") as folder:
-        path = Path(folder) / "model.onnx"
-        export_onnx(ranker, path, seed=seed)
-        return path.read_bytes()
 
 
 def _distilled(source: Source) -> bytes:
@@ -248,7 +239,9 @@ def _distilled(source: Source) -> bytes:
     )
     teacher = TrainedNetwork(source.ranker.network, source.split.vocabulary, given)
     student = distil({"whole": teacher}, source.split, half)
-    return slim(_exported(ExportedRanker(student.network, source.ranker.head), given.seed), keep_names=False)
+    return slim(
+        exported(ExportedRanker(student.network, source.ranker.head), seed=given.seed)[0], keep_names=False
+    )
 
 
 _BUILDERS: Mapping[Compression, Callable[[Source], bytes]] = {

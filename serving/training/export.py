@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import tempfile
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,10 +20,11 @@ from torch.export import Dim
 from serving.ranker.errors import RankerError
 from serving.ranker.inputs import CONTEXT, FEATURES, INPUTS, OUTPUT, RankerInputs
 from serving.ranker.session import RankerSession
+from serving.registry.manifest import MODEL_FILE
 from serving.training.fused import ExportedRanker
 from serving.training.slim import slim
 
-__all__ = ["OPSET", "Export", "Golden", "export_onnx", "golden_inputs"]
+__all__ = ["OPSET", "Export", "Golden", "export_onnx", "exported", "golden_inputs"]
 
 OPSET = 20
 _GOLDEN_USERS = 9
@@ -84,6 +86,14 @@ def export_onnx(ranker: ExportedRanker, path: str | PathLike[str], *, seed: int 
         _difference(session, golden.inputs, golden.scores), _difference(session, one, _torch(ranker, one))
     )
     return Export(OPSET, parity, golden, Path(path).stat().st_size)
+
+
+def exported(ranker: ExportedRanker, *, seed: int = 0) -> tuple[bytes, Export]:
+    """The bytes that `export_onnx` writes, and what it says of them."""
+    with tempfile.TemporaryDirectory(prefix="freshet-export-") as folder:
+        path = Path(folder) / MODEL_FILE
+        export = export_onnx(ranker, path, seed=seed)
+        return path.read_bytes(), export
 
 
 def golden_inputs(ranker: ExportedRanker, seed: int) -> Golden:

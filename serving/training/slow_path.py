@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -13,7 +12,7 @@ import safetensors.numpy
 from serving.ranker.errors import RankerRefusedError, RegistryError
 from serving.ranker.inputs import Contents
 from serving.ranker.ranker import Ranker
-from serving.registry.manifest import MODEL_FILE, WEIGHTS_FILE, GateReport
+from serving.registry.manifest import WEIGHTS_FILE, GateReport
 from serving.registry.store import Published, Registry
 from serving.registry.swap import load_verified
 from serving.settings import ServingSettings
@@ -23,7 +22,7 @@ from serving.training.device import Place
 from serving.training.distributed import ALONE, World
 from serving.training.ensemble import train_networks
 from serving.training.examples import Examples
-from serving.training.export import Export, export_onnx
+from serving.training.export import exported
 from serving.training.fit_head import fit_head
 from serving.training.fused import ExportedRanker
 from serving.training.gate import Judged, gate
@@ -165,7 +164,7 @@ def _made(
         notes.append(f"The online features are not joined in: {why}.")
     clock.stage("export", 0.83, trained.settings.network)
     ranker = ExportedRanker(trained.network, fitted.head if fitted is not None else None)
-    model, export = _exported(ranker, settings)
+    model, export = exported(ranker, seed=settings.seed)
     created_at_ms = int(time.time() * 1000)
     product = Product(trained, split, ranker, model, export, version_of(created_at_ms, model), created_at_ms)
     product = replace(product, figures=figures_of(fitted) if fitted is not None else {})
@@ -173,13 +172,6 @@ def _made(
         return product, tuple(notes)
     clock.stage("compress", 0.88, f"{len(model):,} bytes")
     return product.compressed(data, lambda kind: clock.say(0.88, kind)), tuple(notes)
-
-
-def _exported(ranker: ExportedRanker, settings: TrainerSettings) -> tuple[bytes, Export]:
-    with tempfile.TemporaryDirectory(prefix="freshet-export-") as folder:
-        path = Path(folder) / MODEL_FILE
-        export = export_onnx(ranker, path, seed=settings.seed)
-        return path.read_bytes(), export
 
 
 def prepare() -> None:
@@ -197,7 +189,7 @@ def prepare() -> None:
         offset=0,
     )
     trained = train(split_by_time(log, settings), settings, place=Place())
-    _exported(ExportedRanker(trained.network), settings)
+    exported(ExportedRanker(trained.network), seed=settings.seed)
 
 
 class _Clock:

@@ -14,15 +14,15 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from serving.training.networks.base import SequenceNetwork, Shape, Tokens
-from serving.training.networks.pooling import Pooling
+from serving.training.networks.base import SequenceNetwork, Shape
+from serving.training.networks.pooling import PooledNetwork
 from serving.training.settings import TrainerSettings
 
 _MAX_HIDDEN = 1 << 23
 """Hidden units computed at once when users are scored against all items: 32 MB a layer."""
 
 
-class NeuMF(SequenceNetwork):
+class NeuMF(PooledNetwork):
     """States are [p_u; A_1's part of p'_u]: that half of the first layer is computed once a user, its other
     half once an item."""
 
@@ -33,22 +33,12 @@ class NeuMF(SequenceNetwork):
         super().__init__(shape, settings)
         self.factors = settings.dim // 2
         rest = settings.dim - self.factors
-        self.pooling = Pooling()
-        self.dropout = nn.Dropout(settings.dropout)
         self.user = nn.Linear(self.pooling.width * settings.dim, self.factors + settings.dim)
         self.item_layer = nn.Linear(rest, settings.dim, bias=False)
         self.second = nn.Linear(settings.dim, settings.dim // 2)
         self.out = nn.Linear(settings.dim // 2, 1, bias=False)
 
-    def states(self, tokens: Tokens, contents: Tensor) -> Tensor:
-        columns = torch.arange(tokens.items.shape[1], device=tokens.items.device).unsqueeze(0)
-        return self._users(tokens, columns, contents)
-
-    def encode(self, tokens: Tokens, column: Tensor, contents: Tensor) -> Tensor:
-        return self._users(tokens, column.unsqueeze(1), contents).squeeze(1)
-
-    def _users(self, tokens: Tokens, columns: Tensor, contents: Tensor) -> Tensor:
-        pooled = self.pooling(self.dropout(self.embed(tokens, contents)), columns)
+    def users(self, pooled: Tensor) -> Tensor:
         users: Tensor = self.user(pooled)
         return users
 

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
+
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Pooling"]
+from serving.training.networks.base import SequenceNetwork, Shape, Tokens
+from serving.training.settings import TrainerSettings
+
+__all__ = ["PooledNetwork", "Pooling"]
 
 _FIRST_HALF_LIVES = (1.0, 4.0, 16.0, 256.0)
 """Half-lives in tokens at the start of training: from about the newest item alone to the plain mean."""
@@ -38,3 +43,26 @@ class Pooling(nn.Module):
         weights = decayed * (age >= 0).unsqueeze(1)
         means = torch.matmul(weights / weights.sum(dim=3, keepdim=True), x.unsqueeze(1))
         return means.transpose(1, 2).flatten(2)
+
+
+class PooledNetwork(SequenceNetwork):
+    """A network whose states are made of pooled tokens alone, so that one column costs one column."""
+
+    def __init__(self, shape: Shape, settings: TrainerSettings) -> None:
+        super().__init__(shape, settings)
+        self.pooling = Pooling()
+        self.dropout = nn.Dropout(settings.dropout)
+
+    @abstractmethod
+    def users(self, pooled: Tensor) -> Tensor:
+        """States float32[B, Q, d] of pooled tokens float32[B, Q, H d]."""
+
+    def states(self, tokens: Tokens, contents: Tensor) -> Tensor:
+        columns = torch.arange(tokens.items.shape[1], device=tokens.items.device).unsqueeze(0)
+        return self._states_at(tokens, columns, contents)
+
+    def encode(self, tokens: Tokens, column: Tensor, contents: Tensor) -> Tensor:
+        return self._states_at(tokens, column.unsqueeze(1), contents).squeeze(1)
+
+    def _states_at(self, tokens: Tokens, columns: Tensor, contents: Tensor) -> Tensor:
+        return self.users(self.pooling(self.dropout(self.embed(tokens, contents)), columns))

@@ -12,8 +12,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from serving.training.networks.base import SequenceNetwork, Shape, Tokens
-from serving.training.networks.pooling import Pooling
+from serving.training.networks.base import SequenceNetwork, Shape
+from serving.training.networks.pooling import PooledNetwork
 from serving.training.settings import TrainerSettings
 
 
@@ -35,7 +35,7 @@ class Tower(nn.Module):
         return mapped
 
 
-class TwoTower(SequenceNetwork):
+class TwoTower(PooledNetwork):
     """The user tower reads means of recent items with their event types and gaps, the item tower an item's id
     and content."""
 
@@ -43,8 +43,6 @@ class TwoTower(SequenceNetwork):
 
     def __init__(self, shape: Shape, settings: TrainerSettings) -> None:
         super().__init__(shape, settings)
-        self.dropout = nn.Dropout(settings.dropout)
-        self.pooling = Pooling()
         self.user_tower = Tower(self.pooling.width * settings.dim, settings.dim, settings.dropout)
         self.item_tower = Tower(settings.dim, settings.dim, 0.0)
 
@@ -56,15 +54,7 @@ class TwoTower(SequenceNetwork):
         places = torch.arange(self.vocabulary_size + 2, device=self.item_bias.device)
         return self.vectors(places, contents), self.biases(places)
 
-    def states(self, tokens: Tokens, contents: Tensor) -> Tensor:
-        columns = torch.arange(tokens.items.shape[1], device=tokens.items.device).unsqueeze(0)
-        return self._users(tokens, columns, contents)
-
-    def encode(self, tokens: Tokens, column: Tensor, contents: Tensor) -> Tensor:
-        return self._users(tokens, column.unsqueeze(1), contents).squeeze(1)
-
-    def _users(self, tokens: Tokens, columns: Tensor, contents: Tensor) -> Tensor:
-        pooled = self.pooling(self.dropout(self.embed(tokens, contents)), columns)
+    def users(self, pooled: Tensor) -> Tensor:
         users: Tensor = self.user_tower(pooled)
         return users
 

@@ -21,6 +21,7 @@ from streams.clients import admin, make_producer, producer_config
 from streams.errors import EmbeddedBrokerError
 from streams.topic_admin import check_layout, create_topics, describe_topics
 from tests.conftest import settings_for
+from tests.integration.worker_process import Tail
 
 Start = Callable[..., BrokerInfo]
 
@@ -53,6 +54,13 @@ def test_data_survives_a_restart_and_the_process_is_gone_after_it(
     second = kafka_broker(tmp_path / "data", int(first.bootstrap_servers.rpartition(":")[2]))
     assert second.bootstrap_servers == first.bootstrap_servers
     assert check_layout(settings)["events"] == 8
+    # A commit is durable before its marker is: what a stopping coordinator left, the restarted one writes.
+    reader = Tail(settings, "events")
+    deadline_s = time.monotonic() + 30
+    while not reader.more():
+        assert time.monotonic() < deadline_s, "committed before the restart, and not readable after it"
+    assert [message.value() for message in reader.records] == [b"kept"]
+    reader.close()
     events = next(entry for entry in describe_topics(settings) if entry["topic"] == "events")
     assert events["high_watermarks"] == 2, "the record and its commit marker"
 

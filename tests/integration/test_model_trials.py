@@ -160,8 +160,8 @@ def test_swaps_under_full_load(fleet: Deployment, swaps: int) -> None:
         expected.append(version)
         flow.until(lambda version=version: flow.newest_ranker() == version)  # type: ignore[misc]
     fleet.wait_handled(120)
-    reports = _reports(fleet)
     worker.stop(30)
+    reports = _reports(fleet)
     run = assert_exactly_once(settings)
     assert len(run.rows) == flow.sent
     made = sorted(lists_of(run), key=lambda m: m.generated_at)

@@ -60,13 +60,14 @@ def _takeover_s(worker: WorkerProcess) -> tuple[float, float]:
 
 def test_the_same_id_restarted_takes_over_at_once(fleet: Deployment) -> None:
     """Within 2 s and its restore after kill -9; the other worker does not even notice."""
-    workers = {name: fleet.worker(name, **SMALL) for name in ("w1", "w2")}
+    patient = {**SMALL, "WORKER__SESSION_TIMEOUT_S": "60"}  # the process may take long to start, not to join
+    workers = {name: fleet.worker(name, **patient) for name in ("w1", "w2")}
     fleet.wait_shared(2)
     fleet.produce("events", stream_of(600, seed=41))
     fleet.wait_for(fleet.tail("recommendations"), 100)
     assigned = workers["w2"].log.count("assigned")
     workers["w1"].kill()
-    again = fleet.worker("w1", **SMALL)
+    again = fleet.worker("w1", **patient)
     fleet.wait_handled()
     whole_s, restore_s = _takeover_s(again)
     assert whole_s - restore_s < 2.0, again.log

@@ -35,7 +35,7 @@ from serving.training.networks import network_names
 from serving.training.settings import TrainerSettings
 from serving.training.train import Progress, train
 
-__all__ = ["Fitted", "figures", "fit", "fuse", "main", "measure"]
+__all__ = ["Fitted", "figures", "fit", "fuse", "main", "measure", "paired"]
 
 RESULTS = Path(__file__).parent / "results"
 PLAIN = "plain SASRec"
@@ -179,11 +179,11 @@ def measure(
             weight, both = fuse(split, found[MAIN], validation), f"{MAIN} + {name}"
             ranks[both] = [split.ranks(pooled(one.test, test, weight), 1) for one in found[MAIN]]
             rows[both] = figures(ranks[both]) | {"weight": weight}
-    differences = {f"{name} - {PLAIN}": _paired(ranks[name], ranks[PLAIN]) for name in ranks if name != PLAIN}
+    differences = {f"{name} - {PLAIN}": paired(ranks[name], ranks[PLAIN]) for name in ranks if name != PLAIN}
     return {"rows": rows, "differences": differences, "tie_orders": figures(orders) if orders else {}}
 
 
-def _paired(ours: Sequence[Float64], theirs: Sequence[Float64]) -> dict[str, Any]:
+def paired(ours: Sequence[Float64], theirs: Sequence[Float64]) -> dict[str, Any]:
     """Mean difference over users, each one's mean over the seeds, with a 95% interval by bootstrap."""
     result: dict[str, Any] = {}
     for name, of in (("hr_at_10", lambda r: (r < 10).astype(np.float64)), ("ndcg_at_10", metrics.gains)):

@@ -6,7 +6,14 @@ The trainer has no state of its own but what a training under way needs to be co
 the registry the result, and the `models` topic says which version is live. One that was killed in the middle
 of a training reads the log up to where that training had, and continues it from its last epoch.
 
-Started by torchrun, the first process decides when to train and on what, and all train together.
+Started by torchrun, the first process decides when to train and on what, and all train together:
+
+1. Any that was told to stop? Then all stop.
+2. The first says up to which offset to train, or that there is nothing to do.
+3. All have read up to there? 4. Then all train.
+
+Between 4 and the next 1 a process can't speak with the others. One that has to leave there (a signal, an
+error of its own) ends, and the others notice its closed connections.
 """
 
 from __future__ import annotations
@@ -15,9 +22,7 @@ import logging
 import math
 import os
 import threading
-import time
 from collections.abc import Callable
-from datetime import UTC, datetime
 from pathlib import Path
 
 import msgspec
@@ -26,7 +31,7 @@ from serving.ranker.errors import RankerError, RegistryError
 from serving.training.checkpoint import write
 from serving.training.dataset import NotEnoughDataError
 from serving.training.device import DeviceError
-from serving.training.distributed import ALONE, World
+from serving.training.distributed import ALONE, Interrupted, World
 from serving.training.slow_path import Outcome, Stage, prepare, run_slow_path
 from serving.training.train import TrainingDivergedError
 from streams.errors import FreshetError
@@ -38,8 +43,9 @@ from streams.reading import PartitionReader, watermarks, where
 from streams.records import Record
 from streams.settings import Settings, default_state_dir
 from streams.topic_admin import check_layout
-from streams.trainer_drift import DriftWatch
 from streams.trainer_log import TrainingLog, made_replay
+from streams.trainer_record import announcement
+from streams.trainer_schedule import Schedule
 from streams.trainer_start import first_offset
 
 __all__ = ["Trainer"]
@@ -49,12 +55,10 @@ log = logging.getLogger("freshet.trainer")
 IDLE_S = 0.2
 RETRY_S = 30.0
 """Wait after a training that failed for a reason of its own, before the schedule is asked again."""
-NOTHING, STOP = -1.0, -2.0
-"""What the first process says when there is nothing to train, and at the end; else the offset to train to."""
-
-
-class TrainingInterrupted(BaseException):
-    """A signal came in the middle of a training: nothing is published, and the next start continues it."""
+SIGNAL_S = 2.0
+"""A signal to all processes may reach one this much later than it notices that another has followed it."""
+NOTHING = -1.0
+"""What the first process says when there is nothing to train; else the offset to train to."""
 
 
 class _Begun(msgspec.Struct, frozen=True):
@@ -76,17 +80,15 @@ class Trainer:
         self._settings = settings
         self._progress = progress
         self._world = world
-        self._schedule = settings.schedule
+        self._schedule = Schedule(settings)
+        self._why = ""
         self._key = (settings.names["interactions"], 0)
         self._stop = threading.Event()
         self._training = False
         self._start = 0
         self._limit = math.inf
         self._later: list[Record] = []
-        self._drift = DriftWatch(self._schedule.drift_detector)
         self._log = TrainingLog(settings.trainer.max_interactions)
-        self._trained_at = 0
-        self._trained_s = time.monotonic()
         self.registry = open_registry(settings)
         self._folder = (
             default_state_dir() / "training" / f"{settings.topics.prefix}{self.registry.model_name}"
@@ -97,28 +99,45 @@ class Trainer:
         self._stop.set()
         if self._training:
             self._training = False
-            raise TrainingInterrupted
+            raise Interrupted
 
     def run(self) -> None:
-        """Train by the schedule until stopped."""
+        """Train by the schedule until stopped.
+
+        With several processes Interrupted is raised in one that is stopped where it can't tell the others,
+        and PyTorch's RuntimeError where another one is lost.
+        """
         check_layout(self._settings)
-        os.nice(self._schedule.niceness)
+        os.nice(self._settings.schedule.niceness)
+        try:
+            self._prepare()
+            self._follow()
+        except Interrupted:
+            if self._world.size > 1:
+                raise
+        except RuntimeError as error:
+            if self._world.size == 1 or not self._stop.wait(SIGNAL_S):
+                raise
+            raise Interrupted from error
+        log.info("trainer stopped after %d interactions", self._log.seen)
+
+    def _prepare(self) -> None:
         try:
             self._training = True
             prepare()
-        except TrainingInterrupted:
-            return
         finally:
             self._training = False
+
+    def _follow(self) -> None:
         reader = self._open()
         try:
             self._continue(reader)
-            while (target := self._world.agree(self._next(reader))) != STOP:
-                if target != NOTHING and self._read_to(reader, int(target)):
-                    self._train_by_schedule()
+            while not self._world.either(self._stop.is_set()):  # 1
+                target = self._world.agree(self._next(reader))  # 2
+                if target != NOTHING and self._all_read_to(reader, int(target)):  # 3
+                    self._train_by_schedule()  # 4
         finally:
             reader.close()
-        log.info("trainer stopped after %d interactions", self._log.seen)
 
     def run_once(self) -> tuple[ModelRecord | None, Outcome | None]:
         """Train on all that the log holds now; both are None on every process but the first.
@@ -142,13 +161,13 @@ class Trainer:
         [(low, end)] = watermarks(settings, [self._key]).values()
         replay = None
         if max(low, self._start) == 0 and self._world.leads:
-            replay = made_replay(settings, self._drift)
-        elif self._world.leads and (settings.trainer.head_examples or self._schedule.on_drift):
+            replay = made_replay(settings, self._schedule.drift)
+        elif self._world.leads and (settings.trainer.head_examples or settings.schedule.on_drift):
             log.warning(
                 "the learning log is read from offset %d, and its records name items by what stands before:"
                 " rankers are trained without the online features%s",
                 max(low, self._start),
-                ", and schedule.on_drift raises no alarm" if self._schedule.on_drift else "",
+                ", and schedule.on_drift raises no alarm" if settings.schedule.on_drift else "",
             )
         self._log = TrainingLog(settings.trainer.max_interactions, replay)
         self._log.follow_to(end, settings.trainer.head_examples)
@@ -173,24 +192,19 @@ class Trainer:
         self._take_up_to(end)
         return reader.read_to({self._key: end}, self._append, should_stop=self._stop.is_set)
 
+    def _all_read_to(self, reader: PartitionReader, end: int) -> bool:
+        """False on every process when one was stopped before it was there."""
+        return not self._world.either(not self._read_to(reader, end))
+
     def _next(self, reader: PartitionReader) -> float:
         """For the first process: read on for a moment; what all are to do then."""
         if not self._world.leads:
             return NOTHING
-        if self._stop.is_set():
-            return STOP
         self._take_up_to(math.inf)
         for message in reader.poll(500, IDLE_S):
             self._append(message)
-        return float(reader.positions[self._key]) if self._due() else NOTHING
-
-    def _due(self) -> bool:
-        new = self._log.seen - self._trained_at
-        if new == 0 or self._log.seen < self._settings.trainer.min_interactions:
-            return False
-        waited = time.monotonic() - self._trained_s >= self._schedule.every_s > 0
-        drifted = self._schedule.on_drift and self._drift.due
-        return new >= self._schedule.every_interactions or waited or drifted
+        self._why = self._schedule.reason(self._log.seen)
+        return float(reader.positions[self._key]) if self._why else NOTHING
 
     def _continue(self, reader: PartitionReader) -> None:
         """Take up a training that a former process was killed in."""
@@ -200,21 +214,34 @@ class Trainer:
         except msgspec.MsgspecError:
             return
         [(_, end)] = watermarks(self._settings, [self._key]).values()
-        if begun.to_offset <= self._world.agree(end) and self._read_to(reader, begun.to_offset):
+        if begun.to_offset <= self._world.agree(end) and self._all_read_to(reader, begun.to_offset):
             log.info("continuing the training on the log up to offset %d", begun.to_offset)
             self._train_by_schedule(begun)
 
     def _train_by_schedule(self, begun: _Begun | None = None) -> None:
         try:
             self._training = True
+            if self._why:
+                log.info("training: %s", self._why)
             self._train(begun.champion if begun is not None else self._live())
-        except TrainingInterrupted:
+        except Interrupted:
             log.info("training interrupted; the live version stays, and the next start continues")
+            if self._world.size > 1:
+                raise
         except FreshetError as error:
+            if not self._can_go_on(error):
+                raise
             log.warning("%s", error)
             self._stop.wait(RETRY_S if not isinstance(error.__cause__, NotEnoughDataError) else 0)
         finally:
             self._training = False
+
+    def _can_go_on(self, error: FreshetError) -> bool:
+        """Whether the other processes, if there are any, are where this one is: all have failed alike before
+        the first exchange, or this one after the last."""
+        cause = error.__cause__
+        after_last = self._world.leads and isinstance(cause, RankerError | RegistryError)
+        return self._world.size == 1 or after_last or isinstance(cause, NotEnoughDataError)
 
     def _live(self) -> str | None:
         """The version that is live, as the first process reads it."""
@@ -224,8 +251,7 @@ class Trainer:
         return self._world.share((live.version if live is not None else "").encode()).decode() or None
 
     def _train(self, champion: str | None) -> tuple[ModelRecord | None, Outcome | None]:
-        self._trained_at, self._trained_s = self._log.seen, time.monotonic()
-        self._drift.trained()
+        self._schedule.began(self._log.seen)
         interactions = self._log.interactions()
         if self._world.leads:
             write(self._begun, msgspec.json.encode(_Begun(self._log.offset + 1, champion)))
@@ -244,11 +270,12 @@ class Trainer:
                     folder=self._folder,
                 )
         except (NotEnoughDataError, TrainingDivergedError, DeviceError, RankerError, RegistryError) as error:
-            self._begun.unlink(missing_ok=True)
+            if self._world.leads:
+                self._begun.unlink(missing_ok=True)
             raise FreshetError(f"training on {len(interactions)} interactions: {error}") from error
         if outcome is None:
             return None, None
-        record = announcement(self.registry.model_name, outcome, self._settings.registry_url)
+        record = announcement(self.registry.model_name, outcome, self._settings.registry_url, self._why)
         record = introduced(record, self._settings)
         announce(self._settings, record)
         self._begun.unlink(missing_ok=True)
@@ -262,31 +289,3 @@ class Trainer:
         log.info("%3.0f%% %s: %s", 100 * stage.fraction, stage.name, stage.text)
         if self._progress is not None:
             self._progress(stage)
-
-
-def announcement(name: str, outcome: Outcome, uri: str) -> ModelRecord:
-    """The outcome as a record of `models`: the live version, or a refusal with its numbers."""
-    report, published = outcome.report, outcome.published
-    now_ms = int(time.time() * 1000)
-    if published is None:
-        return ModelRecord(
-            model=name,
-            version=f"{datetime.fromtimestamp(now_ms / 1000, tz=UTC):%Y%m%dT%H%M%S}Z-refused",
-            status="refused",
-            digest=None,
-            uri=uri,
-            reason="; ".join(report.reasons),
-            metrics=report.figures(),
-            published_at=now_ms,
-        )
-    trained_on = published.manifest.trained_on
-    return ModelRecord(
-        model=name,
-        version=published.manifest.version,
-        status="live",
-        digest=published.digest,
-        uri=published.uri,
-        metrics=report.figures(),
-        trained_on=msgspec.structs.asdict(trained_on),
-        published_at=now_ms,
-    )

@@ -28,10 +28,16 @@ class DriftWatch:
 
     def __init__(self, detector: str = "adwin") -> None:
         self._monitor = DriftMonitor(detector, answer="retrain")
+        self._why = ""
 
     @property
     def due(self) -> bool:
         return bool(self._monitor.retrain_due)
+
+    @property
+    def why(self) -> str:
+        """The alarm that is due, in words and numbers; "" where none is."""
+        return self._why if self.due else ""
 
     def judge(
         self,
@@ -47,11 +53,15 @@ class DriftWatch:
         """Hits bool[n] of n interactions at times int64[n], ms."""
         for hit, at in zip(hits.tolist(), times_ms.tolist(), strict=True):
             alarm = self._monitor.update(float(hit), at)
-            if alarm is not None:
-                log.info(
-                    "drift at %d ms: HR@10 of the online models went from %.4f to %.4f (%s)",
-                    alarm.time_ms, alarm.before, alarm.after, alarm.kind,
-                )  # fmt: skip
+            if alarm is None:
+                continue
+            told = (
+                f"drift at {alarm.time_ms} ms: HR@10 of the online models went from {alarm.before:.4f} to"
+                f" {alarm.after:.4f}"
+            )
+            log.info("%s (%s)", told, alarm.kind)
+            if alarm.kind == "worse":
+                self._why = told
 
     def trained(self) -> None:
         """The alarm has been answered."""

@@ -17,11 +17,16 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-__all__ = ["ALONE", "ProcessLostError", "World", "joined", "local_rank", "world_size"]
+__all__ = ["ALONE", "Interrupted", "ProcessLostError", "World", "joined", "local_rank", "world_size"]
 
 _WAIT = timedelta(hours=2)
 """How long a process waits for the first one while that exports and gates; a process that died is noticed at
 once, by its closed connections."""
+
+
+class Interrupted(BaseException):
+    """A signal came where this process can't tell the others: it ends its part. What a checkpoint holds is
+    kept."""
 
 
 class ProcessLostError(Exception):
@@ -91,7 +96,7 @@ def local_rank(environ: Mapping[str, str] | None = None) -> int:
 
 @contextlib.contextmanager
 def joined(device: torch.device) -> Iterator[World]:
-    """The world that torchrun started, for the duration; `ALONE` without it.
+    """The world that torchrun started, for the duration; `ALONE` without it. Interrupted ends it quietly.
 
     Raises ProcessLostError when another process ends too early, whatever this one was doing then.
     """
@@ -106,6 +111,8 @@ def joined(device: torch.device) -> Iterator[World]:
     try:
         yield world
         world.wait()
+    except Interrupted:
+        return
     except RuntimeError as error:
         if not _is_of_connection(error):
             raise

@@ -96,7 +96,7 @@ def run_slow_path(
     clock = _Clock(progress if world.leads else None)
     clock.stage("dataset", 0.0, f"{len(log)} interactions")
     split = split_by_time(log, settings, contents)  # 1
-    incumbent, problem = _load_champion(registry, champion)
+    incumbent, problem = _load_champion(registry, champion, world)
     if folder is not None and world.leads:
         checkpoint.remove_stale(folder)
     own = _own_folder(folder, split, settings, champion)
@@ -222,18 +222,28 @@ class _Clock:
         self._progress(Stage("train", 0.02 + 0.78 * min(1.0, done), text + eta))
 
 
-def _load_champion(registry: Registry, version: str | None) -> tuple[_Champion | None, str]:
+def _load_champion(registry: Registry, version: str | None, world: World) -> tuple[_Champion | None, str]:
+    """The champion, or why it is left out: by every process of `world` when one can't load it, since all must
+    begin with the same weights."""
     if version is None:
         return None, ""
+    found, problem = None, ""
     try:
-        stored = registry.fetch(version, names=(WEIGHTS_FILE,))
-        ranker = load_verified(registry, version, stored.digest, "cpu")
-        weights = safetensors.numpy.load(stored.files[WEIGHTS_FILE])
+        found = _champion(registry, version)
     except (RegistryError, RankerRefusedError, safetensors.SafetensorError) as error:
-        return None, f"champion {version} is left out: {error}"
+        problem = f"champion {version} is left out: {error}"
+    if world.either(found is None):
+        return None, problem or f"champion {version} is left out: another process could not load it"
+    return found, ""
+
+
+def _champion(registry: Registry, version: str) -> _Champion:
+    stored = registry.fetch(version, names=(WEIGHTS_FILE,))
+    ranker = load_verified(registry, version, stored.digest, "cpu")
+    weights = safetensors.numpy.load(stored.files[WEIGHTS_FILE])
     manifest = stored.manifest
     content = tuple((block.name, block.dim) for block in manifest.content)
-    return _Champion(ranker, WarmStart(ranker.vocabulary, weights, manifest.event_types, content)), ""
+    return _Champion(ranker, WarmStart(ranker.vocabulary, weights, manifest.event_types, content))
 
 
 def _own_folder(

@@ -3,60 +3,23 @@
 from __future__ import annotations
 
 import logging
-import time
-from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
 import pytest
 
 from serving.training.slow_path import Stage
-from streams.clients import make_producer, producer_config
 from streams.errors import FreshetError, SettingsError
-from streams.events import Event
-from streams.learning_log import LogRecord
 from streams.model_records import live_record, model_records
 from streams.settings import Settings
 from streams.synthetic import synthetic
 from streams.trainer import Trainer
-from streams.trainer_dataset import LocalWorker
 from streams.trainer_start import first_offset
-
-T0 = 1_700_000_000_000
+from tests.integration.trainer_cases import T0, quick, records_of, write
 
 
 class Killed(BaseException):
     """Comes out of the progress line, where a kill would stop everything."""
-
-
-def quick(settings: Settings, **schedule: object) -> Settings:
-    """A small network, a lenient gate, and no other reason to train than a killed training."""
-    trainer = msgspec.structs.replace(
-        settings.trainer, dim=16, blocks=1, history_length=10, max_epochs=3, patience=3,
-        max_cpu_seconds=600.0, max_seconds=600.0, head_examples=200,
-        gate=msgspec.structs.replace(settings.trainer.gate, min_ndcg_gain=-1.0, ndcg_tolerance=1.0),
-        compression=msgspec.structs.replace(settings.trainer.compression, candidates=()),
-    )  # fmt: skip
-    never = {"every_s": 0.0, "every_interactions": 10**9, "niceness": 0}
-    return msgspec.structs.replace(
-        settings,
-        trainer=trainer,
-        schedule=msgspec.structs.replace(settings.schedule, **{**never, **schedule}),
-    )
-
-
-def records_of(settings: Settings, events: Sequence[Event]) -> list[LogRecord]:
-    return list(LocalWorker(settings).records(events))
-
-
-def write(settings: Settings, records: Sequence[LogRecord], times_ms: Sequence[int] | None = None) -> None:
-    """Records into the learning log, each with its own time."""
-    producer = make_producer(producer_config(settings))
-    for number, record in enumerate(records):
-        at = int(time.time() * 1000) if times_ms is None else times_ms[number]
-        topic, value = settings.names["interactions"], msgspec.msgpack.encode(record)
-        producer.produce(topic, value, partition=0, timestamp=at)
-    assert producer.flush(20) == 0
 
 
 def test_it_begins_at_an_offset_or_a_time(settings: Settings) -> None:

@@ -171,6 +171,7 @@ class Trainer:
             )
         self._log = TrainingLog(settings.trainer.max_interactions, replay)
         self._log.follow_to(end, settings.trainer.head_examples)
+        log.info("following the learning log from offset %d", max(low, self._start))
         return PartitionReader(settings, {self._key: self._start})
 
     def _append(self, message: Record) -> None:

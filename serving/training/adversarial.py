@@ -20,6 +20,7 @@ from collections.abc import Mapping
 
 import msgspec
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from serving.training.networks import build_network
@@ -70,15 +71,23 @@ class Generator:
     """A small recurrent network that proposes negatives, with an optimiser of its own.
 
     It is trained as the ranker's loss is computed, and is no part of the ranker: neither exported nor served.
-    Where several processes train, each has one.
+    Where several processes train (`is_shared`), all have the same one: they begin with the first one's
+    weights, and each step is made of the mean gradient over the proposals of all. So each of them must call
+    `loss_against` or `sit_out` once a batch.
     """
 
-    def __init__(self, shape: Shape, settings: TrainerSettings, device: torch.device) -> None:
+    def __init__(
+        self, shape: Shape, settings: TrainerSettings, device: torch.device, is_shared: bool = False
+    ) -> None:
         small = msgspec.structs.replace(
             settings, network="gru", dim=max(4, settings.dim // 2), blocks=1, dropout=0.0, score_heads=()
         )
         self.network = build_network(shape, small).to(device)
         self._optimizer = torch.optim.Adam(self.network.parameters(), settings.learning_rate)
+        self._is_shared = is_shared
+        if is_shared:
+            for values in self.network.state_dict().values():
+                dist.broadcast(values, src=0)
 
     def loss_against(
         self,
@@ -102,8 +111,30 @@ class Generator:
         made = ranker.scores(states[part], places, contents)
         self._optimizer.zero_grad(set_to_none=True)
         policy_loss(log_probability, nn.functional.logsigmoid(made.detach())).backward()  # type: ignore[no-untyped-call]
-        self._optimizer.step()
+        self._step(len(part))
         return discriminator_loss(real, made)
+
+    def sit_out(self) -> None:
+        """Take the step without a proposal of this process's own: the batch holds targets for others only."""
+        self._optimizer.zero_grad(set_to_none=True)
+        if self._is_shared:
+            self._step(0)
+
+    def _step(self, count: int) -> None:
+        """Descend the mean gradient of all processes' proposals; `count` targets had this one's."""
+        if self._is_shared:
+            self._take_mean(count)
+        self._optimizer.step()
+
+    def _take_mean(self, count: int) -> None:
+        r"""$g = \sum_p n_p g_p / \sum_p n_p$ in place of each process's own $g_p$, over $n_p$ targets."""
+        weights = list(self.network.parameters())
+        own = [torch.zeros_like(w) if w.grad is None else w.grad * count for w in weights]
+        told = torch.cat([*(gradient.flatten() for gradient in own), weights[0].new_tensor([count])])
+        dist.all_reduce(told)
+        parts = (told[:-1] / told[-1]).split([w.numel() for w in weights])
+        for weight, part in zip(weights, parts, strict=True):
+            weight.grad = part.view_as(weight)
 
     def propose(
         self, tokens: Tokens, position: tuple[Tensor, Tensor], targets: Tensor, seen: Tensor, contents: Tensor

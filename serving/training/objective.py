@@ -64,7 +64,7 @@ class Objective(nn.Module):
         self._types = [_codes(head, split) for head in settings.score_heads]
         self.adversary: Generator | None = None
         if settings.adversarial == "irgan":
-            self.adversary = Generator(network.shape, settings, contents.device)
+            self.adversary = Generator(network.shape, settings, contents.device, is_shared)
         _measure(network, split, self._types)
 
     def forward(self, inputs: Tokens, learned: Learned) -> Tensor:
@@ -72,6 +72,8 @@ class Objective(nn.Module):
         window, column = torch.where(learned.targets > 0)
         loss = self._of_nothing() if self._is_shared else torch.zeros((), device=learned.targets.device)
         if not len(window):
+            if self.adversary is not None:
+                self.adversary.sit_out()
             return loss
         later = torch.arange(inputs.items.shape[1], device=window.device) > column.unsqueeze(1)
         seen = inputs.items[window].masked_fill(later, 0)

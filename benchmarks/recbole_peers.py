@@ -4,15 +4,16 @@
     uv pip install --python rb/bin/python torch 'numpy<2' 'scipy<1.14' 'pandas<2.3' 'setuptools<81' \
         'ray<=2.6.3' tqdm colorlog==4.7.2 colorama==0.4.4 scikit-learn pyyaml tensorboard thop tabulate \
         plotly texttable psutil
-    OMP_NUM_THREADS=1 rb/bin/python benchmarks/recbole_peers.py [--models GRU4Rec,NeuMF] [--cpu-s 540]
+    OMP_NUM_THREADS=1 rb/bin/python -m benchmarks.recbole_peers [--models GRU4Rec,NeuMF] [--cpu-s 540]
 
 RecBole 1.2.1 keeps times as float32, which can't tell apart what lies within 64 s in this data set: it is
 given each event's place in time (equal times in file order) as its time instead, and what it then holds out
 is compared with what is held out here, user by user. Its models and their training are its own, with its
 defaults. Judged is as our networks are: all items ranked, what the user had masked, ties by half, the
-validation item in the history when the test is asked. Training ends by RecBole's patience of 10 epochs, or
-before the first epoch that would begin after `--cpu-s` of processor time in training (judging isn't counted);
-the weights that ranked the validation items best are tested. Imports nothing of Freshet, nor Freshet this.
+validation item in the history when the test is asked. Training ends by RecBole's patience of 10 judgements,
+or before the first epoch that would begin after `--cpu-s` of processor time in training (judging isn't
+counted); the weights that ranked the validation items best are tested. Imports nothing of Freshet, which
+does not import it.
 """
 
 from __future__ import annotations
@@ -38,7 +39,9 @@ RESULTS = Path(__file__).parent / "results" / "networks_peers.json"
 MODELS = ("GRU4Rec", "Caser", "NeuMF", "NextItNet")
 SEQUENTIAL = ("GRU4Rec", "Caser", "NextItNet")
 PATIENCE = 10
-"""RecBole's `stopping_step`."""
+"""RecBole's `stopping_step`: judgements without a gain."""
+JUDGED_EVERY = {"NeuMF": 5}
+"""Epochs, where not after each: it scores pair by pair, which takes longer than an epoch."""
 PAIRS = 1 << 17
 """Users x items scored at once by a model that scores pairs."""
 Float64 = NDArray[np.float64]
@@ -137,30 +140,25 @@ def measure(
     model = tools.get_model(model_name)(config, train._dataset)
     trainer = tools.get_trainer(config["MODEL_TYPE"], model_name)(config, model)
     judges = [Judge(log, whole, part._dataset, back) for part, back in ((valid, 2), (test, 1))]
-    best, weights, curve, spent = -1.0, {}, [], 0.0
-    while len(curve) < max_epochs and spent < cpu_s:
+    every, best, weights, spent, epoch = JUDGED_EVERY.get(model_name, 1), -1, {}, 0.0, 0
+    curve: list[tuple[int, float, float]] = []
+    while epoch < max_epochs and spent < cpu_s and len(curve) - 1 - best < PATIENCE:
         started = time.process_time()
-        trainer._train_epoch(train, len(curve), show_progress=False)
-        spent += time.process_time() - started
-        curve.append([round(spent, 1), means(judges[0].ranks(model))["ndcg_at_10"]])
-        print(f"{model_name}, epoch {len(curve)}: {curve[-1]}", file=sys.stderr, flush=True)
-        if curve[-1][1] > best:
-            best, weights = curve[-1][1], {k: v.clone() for k, v in model.state_dict().items()}
-        elif len(curve) - _best_epoch(curve) >= PATIENCE:
-            break
+        trainer._train_epoch(train, epoch, show_progress=False)
+        spent, epoch = spent + time.process_time() - started, epoch + 1
+        if epoch % every == 0 or not curve:
+            curve.append((epoch, round(spent, 1), means(judges[0].ranks(model))["ndcg_at_10"]))
+            print(f"{model_name}: {curve[-1]}", file=sys.stderr, flush=True)
+            if best < 0 or curve[-1][2] > curve[best][2]:
+                best, weights = len(curve) - 1, {k: v.clone() for k, v in model.state_dict().items()}
     model.load_state_dict(weights)
-    patient = len(curve) - _best_epoch(curve) >= PATIENCE
     return {
-        **means(judges[1].ranks(model)), "validation": means(judges[0].ranks(model)), "epochs": len(curve),
-        "best_epoch": _best_epoch(curve), "stopped_by": "patience" if patient else "budget", "curve": curve,
-        "train_cpu_s": round(spent, 1), "users": len(judges[1].targets), "seed": seed,
-        "command": "python benchmarks/recbole_peers.py " + " ".join(sys.argv[1:]),
+        **means(judges[1].ranks(model)), "validation": means(judges[0].ranks(model)), "epochs": epoch,
+        "best_epoch": curve[best][0], "train_cpu_s": round(spent, 1),
+        "stopped_by": "patience" if len(curve) - 1 - best >= PATIENCE else "budget",
+        "users": len(judges[1].targets), "seed": seed, "curve": curve,
+        "command": "python -m benchmarks.recbole_peers " + " ".join(sys.argv[1:]),
     }  # fmt: skip
-
-
-def _best_epoch(curve: list[list[float]]) -> int:
-    """From 1."""
-    return int(np.argmax([ndcg for _, ndcg in curve])) + 1
 
 
 def _prepared(model_name: str, folder: Path, seed: int) -> tuple[Any, Any, Any]:

@@ -11,6 +11,7 @@ from typing import NoReturn
 import msgspec
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 
 from serving.registry.store import Registry
@@ -64,6 +65,30 @@ def test_a_killed_training_ends_with_the_same_bits(epoch: int, tmp_path: Path) -
     resumed = train(split(), SMALL, place=Place(folder=tmp_path))
     assert resumed.resumed_from == epoch
     _assert_same(resumed, uninterrupted())
+
+
+def test_an_adversary_goes_on_where_it_was_too(tmp_path: Path) -> None:
+    irgan = msgspec.structs.replace(SMALL, adversarial="irgan", max_epochs=2, dim=8, blocks=1)
+    whole = train(split(), irgan, place=Place(folder=tmp_path / "whole"))
+    with pytest.raises(Killed):
+        train(split(), irgan, progress=_killed, place=Place(folder=tmp_path / "again"))
+    again = train(split(), irgan, place=Place(folder=tmp_path / "again"))
+    assert again.resumed_from == 1
+    _assert_same(again, whole)
+    one, other = (_tensors(tmp_path / name) for name in ("whole", "again"))
+    assert any(name.startswith("adversary/moment.") for name in one)
+    for name, values in one.items():
+        assert torch.equal(values, other[name]), name
+
+
+def _killed(point: Progress) -> None:
+    raise Killed
+
+
+def _tensors(folder: Path) -> dict[str, torch.Tensor]:
+    """All that the one checkpoint in `folder` holds."""
+    [file] = folder.glob("*.safetensors")
+    return safetensors.torch.load_file(file)
 
 
 def test_killed_twice(tmp_path: Path) -> None:

@@ -1,14 +1,16 @@
 """Immutable versions in a folder or an object store, through fsspec.
 
 Layout: `<url>/<model name>/<version>/<file>`. A version is there when its `manifest.json` is, and that is
-written last.
+written last. Each file comes whole or not at all: in a folder it is written under another name and renamed;
+an object store, which has no renaming, shows an object when all of it is there.
 """
 
 from __future__ import annotations
 
+import contextlib
 import re
 import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,6 +42,9 @@ folder."""
 MAX_VERSION_CHARS = 128
 _MAX_MANIFEST_BYTES = 1 << 20
 _MISSING = (FileNotFoundError, NotADirectoryError)
+_OBJECT_STORES = frozenset({"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az"})
+"""Protocols whose writes show a whole object or none. Renaming would copy it there, and ask for the right to
+delete."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +82,8 @@ class Registry:
         self._fs: Any
         self._fs, root = fsspec.core.url_to_fs(url)
         self._root = f"{str(root).rstrip('/')}/{self.model_name}"
+        protocols = (self._fs.protocol,) if isinstance(self._fs.protocol, str) else self._fs.protocol
+        self._shows_whole_objects = not _OBJECT_STORES.isdisjoint(protocols)
 
     def uri(self, version: str) -> str:
         """Where a version's files lie, as a URL of this registry."""
@@ -89,7 +96,9 @@ class Registry:
         large, or is an ONNX file that is not let in.
         """
         folder = self._folder(manifest.version)
-        if self._fs.exists(f"{folder}/{MANIFEST_FILE}"):
+        with self._speaking_of(f"read {self.uri(manifest.version)}"):
+            exists = self._fs.exists(f"{folder}/{MANIFEST_FILE}")
+        if exists:
             raise RegistryError(f"{self.uri(manifest.version)} is published already: versions never change")
         if set(files) != set(manifest.files) or not set(_FILES) <= set(files) or len(files) > _MAX_FILES:
             raise RegistryError(
@@ -101,24 +110,19 @@ class Registry:
             self._check_name(manifest.version, name)
             self._verify(manifest, name, data)
         document = msgspec.json.format(msgspec.json.encode(manifest), indent=2)
-        try:
+        with self._speaking_of(f"write {self.uri(manifest.version)}"):
             self._fs.makedirs(folder, exist_ok=True)
             for name, data in files.items():
                 self._write(folder, name, data)
             self._write(folder, MANIFEST_FILE, document)
-        except OSError as error:
-            raise RegistryError(f"can't write {self.uri(manifest.version)}: {error}") from error
         return Published(manifest, digest_of(document), self.uri(manifest.version))
 
     def list(self) -> list[str]:
         """All published versions, oldest first (their names begin with the time)."""
-        self._fs.invalidate_cache()
-        try:
+        found: list[str] = []
+        with self._speaking_of(f"list {self.url}"), contextlib.suppress(*_MISSING):
+            self._fs.invalidate_cache()
             found = self._fs.glob(f"{self._root}/*/{MANIFEST_FILE}")
-        except _MISSING:
-            return []
-        except OSError as error:
-            raise RegistryError(f"can't list {self.url}: {error}") from error
         return sorted(str(path).rsplit("/", 2)[1] for path in found)
 
     def manifest(self, version: str) -> tuple[Manifest, str]:
@@ -198,7 +202,7 @@ class Registry:
         if name != MANIFEST_FILE:
             self._check_name(version, name)
         path = f"{folder}/{name}"
-        try:
+        with self._speaking_of(f"read {self.uri(version)}/{name}", missing):
             self._fs.invalidate_cache()
             size = int(self._fs.size(path))
             if size > limit_bytes:
@@ -206,12 +210,25 @@ class Registry:
                     f"{self.uri(version)}/{name}: {size} bytes, at most {limit_bytes} are read", "size"
                 )
             return bytes(self._fs.cat_file(path))
-        except OSError as error:
+
+    @contextlib.contextmanager
+    def _speaking_of(self, doing: str, missing: str = "store") -> Iterator[None]:
+        """What the store's client raises becomes a RegistryError that says what it was asked to do."""
+        try:
+            yield
+        except RegistryError:
+            raise
+        except (
+            Exception
+        ) as error:  # a client's errors need be no OSError: botocore's of a lost connection is none
             kind = missing if isinstance(error, FileNotFoundError) else "store"
-            raise RegistryError(f"can't read {self.uri(version)}/{name}: {error}", kind) from error
+            raise RegistryError(f"can't {doing}: {error}", kind) from error
 
     def _write(self, folder: str, name: str, data: bytes) -> None:
-        """Beside it first, then renamed: a reader meets the whole file or none."""
+        """A reader meets the whole file or none."""
+        if self._shows_whole_objects:
+            self._fs.pipe_file(f"{folder}/{name}", data)
+            return
         beside = f"{folder}/.{name}.{uuid.uuid4().hex}"
         self._fs.pipe_file(beside, data)
         self._fs.mv(beside, f"{folder}/{name}")

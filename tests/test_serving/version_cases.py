@@ -86,7 +86,7 @@ def table_ranker(
 
 
 def publish_table(
-    folder: Path,
+    folder: Path | str,
     version: str,
     vocabulary: Sequence[str],
     table: Float32,

@@ -132,9 +132,10 @@ class Generator:
         own = [torch.zeros_like(w) if w.grad is None else w.grad * count for w in weights]
         told = torch.cat([*(gradient.flatten() for gradient in own), weights[0].new_tensor([count])])
         dist.all_reduce(told)
-        parts = (told[:-1] / told[-1]).split([w.numel() for w in weights])
-        for weight, part in zip(weights, parts, strict=True):
-            weight.grad = part.view_as(weight)
+        mean, first = told[:-1] / told[-1], 0
+        for weight in weights:
+            weight.grad = mean[first : first + weight.numel()].view_as(weight)
+            first += weight.numel()
 
     def propose(
         self, tokens: Tokens, position: tuple[Tensor, Tensor], targets: Tensor, seen: Tensor, contents: Tensor

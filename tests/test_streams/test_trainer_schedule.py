@@ -6,7 +6,13 @@ from typing import Any
 
 import pytest
 
+from serving.ranker.errors import RankerError, RegistryError
+from serving.training.dataset import NotEnoughDataError
+from serving.training.distributed import ALONE, World
+from serving.training.train import TrainingDivergedError
+from streams.errors import FreshetError
 from streams.settings import Settings, load_settings
+from streams.trainer import Trainer
 from streams.trainer_log import TrainingLog, made_replay
 from streams.trainer_schedule import Schedule
 from tests.integration.trainer_cases import CHAIN_USERS, chain_events, records_of
@@ -62,3 +68,26 @@ def test_users_who_turn_to_something_else_are_due_where_drift_is_asked_for(on_dr
     assert "from 0.99" in last or not on_drift
     schedule.began(training.seen)
     assert not schedule.reason(training.seen + 1), "one alarm, two trainings"
+
+
+@pytest.mark.parametrize(
+    ("cause", "goes_on"),
+    [
+        (NotEnoughDataError("100 interactions"), (True, True)),
+        (RegistryError("no store", "store"), (True, False)),
+        (RankerError("no export"), (True, False)),
+        (TrainingDivergedError("loss is nan"), (False, False)),
+        (None, (False, False)),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_a_failed_process_goes_on_only_where_the_others_are(
+    cause: Exception | None, goes_on: tuple[bool, bool]
+) -> None:
+    """With several, whoever stands elsewhere would exchange one thing for another: it must end."""
+    error = FreshetError("training on 1000 interactions")
+    error.__cause__ = cause
+    settings = settings_with()
+    found = [Trainer(settings, world=World(rank, 2))._can_go_on(error) for rank in (0, 1)]
+    assert found == list(goes_on)
+    assert Trainer(settings, world=ALONE)._can_go_on(error), "alone it waits, and tries again"

@@ -69,7 +69,7 @@ def text(browser: Any, identifier: str) -> str:
     return str(browser.find_element("id", identifier).text)
 
 
-def wait(browser: Any, done: Callable[[], bool], limit_s: float = 20.0) -> None:
+def wait(browser: Any, done: Callable[[], bool], limit_s: float = 120.0) -> None:
     deadline_s = time.monotonic() + limit_s
     while not done():
         assert time.monotonic() < deadline_s, browser.find_element("tag name", "body").text

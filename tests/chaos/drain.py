@@ -29,11 +29,20 @@ LOOK_BACK = 2000
 """Offsets in which a partition's last own record is looked for: one transaction writes far fewer."""
 
 
+MOST_S = 600.0
+"""Whoever makes progress for so long and never comes to an end goes round in circles."""
+
+
 def await_true(what: Callable[[], list[str]], tick: Callable[[], None], timeout_s: float) -> list[str]:
-    """Call `what` until it names nothing that is missing any more; what it still names after `timeout_s`."""
-    deadline = time.monotonic() + timeout_s
+    """Call `what` until it names nothing that is missing any more; what it still names when that has stayed
+    the same for `timeout_s`: a slow machine that gets on is not stuck."""
+    began = changed = time.monotonic()
+    before: list[str] = []
     while missing := what():
-        if time.monotonic() > deadline:
+        now = time.monotonic()
+        if missing != before:
+            before, changed = missing, now
+        if now > min(changed + timeout_s, began + max(MOST_S, timeout_s)):
             return missing
         pause = time.monotonic() + 0.4
         while time.monotonic() < pause:

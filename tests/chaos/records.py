@@ -71,12 +71,12 @@ def read_topic(settings: Settings, name: str) -> list[Record]:
         }
     )
     try:
-        left = set(consumer.list_topics(topic, 10).topics[topic].partitions)
+        left = set(consumer.list_topics(topic, 60).topics[topic].partitions)
         consumer.assign([TopicPartition(topic, p, 0) for p in left])
         found: list[Record] = []
         while left:
-            waiting = consumer.consume(1, 10.0)
-            assert waiting, f"{topic}: neither a record nor its end within 10 s"
+            waiting = consumer.consume(1, 60.0)
+            assert waiting, f"{topic}: neither a record nor its end within 60 s"
             for message in [*waiting, *consumer.consume(5000, 0)]:
                 partition, error = message.partition() or 0, message.error()
                 if error is not None:

@@ -273,7 +273,7 @@ def _drained(scene: _Scene) -> None:
     if stuck:
         scene.stuck = True
         (scene.folder / "stuck.log").write_text(scene.fleet.logs(60), "utf-8")
-        scene.missing(f"stuck after {scene.plan.drain_s:g} s", stuck)
+        scene.missing(f"stuck for {scene.plan.drain_s:g} s", stuck)
 
 
 def _audit(scene: _Scene) -> Report:

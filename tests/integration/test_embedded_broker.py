@@ -21,7 +21,7 @@ from streams.clients import admin, make_producer, producer_config
 from streams.errors import EmbeddedBrokerError
 from streams.topic_admin import check_layout, create_topics, describe_topics
 from tests.conftest import settings_for
-from tests.integration.worker_process import Tail
+from tests.integration.worker_process import PATIENCE_S, Tail
 
 Start = Callable[..., BrokerInfo]
 
@@ -56,7 +56,7 @@ def test_data_survives_a_restart_and_the_process_is_gone_after_it(
     assert check_layout(settings)["events"] == 8
     # A commit is durable before its marker is: what a stopping coordinator left, the restarted one writes.
     reader = Tail(settings, "events")
-    deadline_s = time.monotonic() + 30
+    deadline_s = time.monotonic() + PATIENCE_S
     while not reader.more():
         assert time.monotonic() < deadline_s, "committed before the restart, and not readable after it"
     assert [message.value() for message in reader.records] == [b"kept"]
@@ -118,7 +118,7 @@ def test_a_broker_that_shall_not_outlive_its_caller_is_gone_when_he_is_killed() 
     assert psutil.pid_exists(pid)
     starter.send_signal(signal.SIGKILL)
     starter.communicate()
-    deadline_s = time.monotonic() + 10
+    deadline_s = time.monotonic() + PATIENCE_S
     while psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
         assert time.monotonic() < deadline_s, f"broker {pid} still runs"
         time.sleep(0.05)

@@ -12,7 +12,7 @@ from streams.records import Record
 from streams.settings import Settings
 from streams.shards import Shards
 from streams.source import Source
-from tests.integration.worker_process import START_MS, event
+from tests.integration.worker_process import PATIENCE_S, START_MS, event
 
 EVENTS, TOMBSTONES = 60, 3
 
@@ -45,7 +45,7 @@ def test_tombstones_wait_for_the_events_before_them(
     came: list[Record] = []
     read: dict[tuple[str, int], int] = {}
     stalled = False
-    deadline = time.monotonic() + 30.0
+    deadline = time.monotonic() + PATIENCE_S
     try:
         while len(came) < EVENTS + 2 * TOMBSTONES and time.monotonic() < deadline:
             came += source.poll(7, 0.02)

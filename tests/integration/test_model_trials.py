@@ -17,8 +17,17 @@ from streams.events import ModelRecord, WorkerStats
 from streams.model_commands import list_models, promote
 from streams.model_records import model_records
 from streams.settings import Settings
+from tests.chaos.records import read_topic
 from tests.integration.auditor import assert_exactly_once, lists_of
-from tests.integration.worker_process import START_MS, Deployment, Input, deployment, event, stream_of
+from tests.integration.worker_process import (
+    PATIENCE_S,
+    START_MS,
+    Deployment,
+    Input,
+    deployment,
+    event,
+    stream_of,
+)
 from tests.test_serving.version_cases import publish_table, successor_table
 
 ITEMS = 300
@@ -54,12 +63,12 @@ def became(settings: Settings) -> dict[str, str]:
 
 
 def flow_until(
-    fleet: Deployment, turns: Iterator[list[Input]], reached: Callable[[], bool], what: str, limit: int = 150
+    fleet: Deployment, turns: Iterator[list[Input]], reached: Callable[[], bool], what: str
 ) -> None:
     lists = fleet.tail("recommendations")
-    before = len(lists.more(0.5))
-    sent, looked = before, 0.0
-    for _ in range(limit):
+    sent, looked = len(read_topic(fleet.settings, "recommendations")), 0.0
+    deadline = time.monotonic() + PATIENCE_S
+    while time.monotonic() < deadline:
         chunk = next(turns)
         fleet.produce("events", chunk)
         sent += len(chunk)
@@ -127,10 +136,8 @@ def _served(fleet: Deployment) -> set[str | None]:
 
 
 def _reports(fleet: Deployment) -> list[WorkerStats]:
-    tail = fleet.tail("worker-stats")
-    while tail.more(0.3):
-        pass
-    return [msgspec.json.decode(one.value() or b"", type=WorkerStats) for one in tail.records]
+    records = read_topic(fleet.settings, "worker-stats")
+    return [msgspec.json.decode(one.value or b"", type=WorkerStats) for one in records]
 
 
 @pytest.mark.parametrize(
@@ -159,8 +166,8 @@ def test_swaps_under_full_load(fleet: Deployment, swaps: int) -> None:
         assert record.against is None or swap > 0
         expected.append(version)
         flow.until(lambda version=version: flow.newest_ranker() == version)  # type: ignore[misc]
-    fleet.wait_handled(120)
-    worker.stop(30)
+    fleet.wait_handled()
+    worker.stop()
     reports = _reports(fleet)
     run = assert_exactly_once(settings)
     assert len(run.rows) == flow.sent
@@ -207,7 +214,7 @@ class Flow:
         self._fleet = fleet
         self._stream = stream
 
-    def until(self, reached: Callable[[], bool], timeout_s: float = 60.0) -> None:
+    def until(self, reached: Callable[[], bool], timeout_s: float = PATIENCE_S) -> None:
         deadline = time.monotonic() + timeout_s
         while not reached():
             assert time.monotonic() < deadline, f"not reached\n{self._fleet.logs()}"

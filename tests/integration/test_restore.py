@@ -23,7 +23,14 @@ from streams.settings import Settings
 from streams.topic_admin import create_topics
 from tests.integration.auditor import assert_exactly_once, read_run, replayed_digests
 from tests.integration.tuned_broker import deployed, tuned_broker
-from tests.integration.worker_process import Deployment, Input, WorkerProcess, deployment, stream_of
+from tests.integration.worker_process import (
+    PATIENCE_S,
+    Deployment,
+    Input,
+    WorkerProcess,
+    deployment,
+    stream_of,
+)
 
 
 @pytest.fixture
@@ -89,7 +96,7 @@ def test_an_open_transaction_on_the_changelog_hides_nothing_behind_it(fleet: Dep
     fleet.wait_for(fleet.tail("recommendations"), 300)
     worker.stop()
     again = fleet.worker("w1")
-    deadline = time.monotonic() + 30.0
+    deadline = time.monotonic() + PATIENCE_S
     while "assigned" not in again.log:
         assert time.monotonic() < deadline, again.log
         time.sleep(0.05)
@@ -128,7 +135,7 @@ def test_events_that_expired_unread_are_counted_or_refused(fleet: Deployment) ->
     lost = sum(cut - ends["events", p] for p, cut in cuts.items())
     assert lost > 100
     strict = fleet.worker("w1", WORKER__ON_DATA_LOSS="fail")
-    assert strict.wait(30) == 1
+    assert strict.wait() == 1
     assert "were removed by retention before they were read" in strict.log
     assert 'worker.on_data_loss = "continue"' in " ".join(strict.log.split())
     worker = fleet.worker("w1")
@@ -144,14 +151,14 @@ def test_a_recreated_topic_is_refused(fleet: Deployment) -> None:
     _served(fleet, 40, 57)
     client, name = admin(fleet.settings), fleet.settings.names["events"]
     client.delete_topics([name], operation_timeout=10)[name].result()
-    deadline = time.monotonic() + 20.0
+    deadline = time.monotonic() + PATIENCE_S
     while name in client.list_topics(timeout=10).topics:
         assert time.monotonic() < deadline
         time.sleep(0.1)
     create_topics(fleet.settings)
     fleet.produce("events", stream_of(400, seed=58, name="new"))
     worker = fleet.worker("w1")
-    assert worker.wait(30) == 1
+    assert worker.wait() == 1
     said = " ".join(worker.log.split())
     assert "a topic that was deleted and created anew since" in said
     assert "Use a new topic prefix" in said
@@ -196,7 +203,7 @@ def test_bad_snapshots_cost_time_and_never_the_state(fleet: Deployment, tmp_path
     assert len(assert_exactly_once(fleet.settings).rows) == 480
     _delete_before(fleet.settings, "interactions", keep=3)
     worker = fleet.worker("w1")
-    assert worker.wait(30) == 1
+    assert worker.wait() == 1
     said = " ".join(worker.log.split())
     assert "no usable snapshot reaches it" in said
     assert "Copy a snapshot from another worker into" in said

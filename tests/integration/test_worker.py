@@ -133,7 +133,7 @@ def _poison(fleet: Deployment, good: int, bad: int) -> None:
         mixed += [*stream[int(k * step) : int((k + 1) * step)], record]
     fleet.produce("events", mixed + stream[int(len(hostile) * step) :])
     worker = fleet.worker("w1")
-    fleet.wait_handled(timeout_s=120.0)
+    fleet.wait_handled()
     worker.stop()
     run = assert_exactly_once(fleet.settings)
     learned, totals = len(run.rows), [shard.stats for shard in run.shards.values()]

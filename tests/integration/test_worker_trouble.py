@@ -14,7 +14,7 @@ from streams.dumps import dump_state
 from streams.settings import Settings
 from streams.topic_admin import create_topics
 from tests.conftest import settings_for
-from tests.integration.worker_process import Deployment, Input, deployment, stream_of
+from tests.integration.worker_process import PATIENCE_S, Deployment, Input, deployment, stream_of
 
 
 @pytest.fixture
@@ -25,7 +25,7 @@ def fleet(settings: Settings, freshet_env: dict[str, str], tmp_path: Path) -> It
 
 @pytest.mark.parametrize(
     "after_s",
-    [0.7, pytest.param(1.5, marks=pytest.mark.slow), 2.5, pytest.param(3.5, marks=pytest.mark.slow)],
+    [0.0, pytest.param(1.0, marks=pytest.mark.slow), 2.0, pytest.param(3.0, marks=pytest.mark.slow)],
 )
 def test_sigterm_while_starting_ends_cleanly(fleet: Deployment, after_s: float) -> None:
     """Before, in and after the restore of a changelog: exit 0 within 10 s, nothing taken."""
@@ -34,8 +34,9 @@ def test_sigterm_while_starting_ends_cleanly(fleet: Deployment, after_s: float) 
     fleet.wait_handled()
     first.stop()
     again = fleet.worker("w1")
+    again.wait_for_handler()
     time.sleep(after_s)
-    assert again.stop(10.0) < 10.0
+    assert again.stop() < 10.0
     assert "Traceback" not in again.log
 
 
@@ -45,7 +46,7 @@ def test_a_snapshot_that_fails_is_told_and_serving_goes_on(fleet: Deployment, tm
     worker = fleet.worker("w1", STATE__DIR=str(not_a_folder / "in"), WORKER__SNAPSHOT_INTERACTIONS="50")
     fleet.produce("events", stream_of(400, seed=3))
     fleet.wait_handled()
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + PATIENCE_S
     while "snapshot at offset" not in worker.log and time.monotonic() < deadline:
         time.sleep(0.1)
     assert "snapshot at offset" in worker.log
@@ -59,7 +60,7 @@ def test_a_broken_producer_gets_no_new_window_from_a_restart(fleet: Deployment) 
     rejected = []
     for _ in range(3):
         worker = fleet.worker("w1", VALIDATION__REJECT_WINDOW="200", WORKER__MAX_BATCH="20")
-        assert worker.wait(40.0) == 1
+        assert worker.wait() == 1
         assert "a producer has broken" in worker.log
         rejected.append(sum(r["rejected"] for r in dump_state(fleet.settings) if r["kind"] == "partition"))
     assert 90 <= rejected[0] <= 200
@@ -89,7 +90,7 @@ def test_sigterm_while_the_broker_hangs(
             time.sleep(0.5)
             started = time.monotonic()
             worker.signal(signal.SIGTERM)
-            assert worker.wait(20.0) == 0, worker.log
+            assert worker.wait() == 0, worker.log
             assert time.monotonic() - started < 10.0
         finally:
             signal_broker(frozen, signal.SIGCONT)

@@ -8,6 +8,7 @@ import ctypes
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -25,7 +26,11 @@ from streams.reading import watermarks
 from streams.settings import Settings, load_settings
 from streams.user_records import PARTITION_KEY, PartitionRecord
 
-__all__ = ["Deployment", "Input", "Tail", "WorkerProcess", "event", "stream_of"]
+__all__ = ["PATIENCE_S", "Deployment", "Input", "Tail", "WorkerProcess", "event", "stream_of"]
+
+PATIENCE_S = 120.0
+"""How long a test waits for what has to come. It promises nothing: a machine that is busy with other things
+takes a minute to start a process."""
 
 START_MS = 1_700_000_000_000
 """Event time of the first generated event: long ago, so that no test depends on the clock."""
@@ -107,8 +112,21 @@ class WorkerProcess:
         """The exit code, None while it runs."""
         return self._process.poll()
 
-    def wait(self, timeout_s: float = 20.0) -> int:
+    def wait(self, timeout_s: float = PATIENCE_S) -> int:
         return self._process.wait(timeout_s)
+
+    def wait_for_handler(self) -> None:
+        """Wait until it has a handler for SIGTERM: before that, the interpreter is still starting, and any
+        process would just die. Where there is no /proc, this doesn't wait."""
+        status = Path(f"/proc/{self.pid}/status")
+        deadline = time.monotonic() + PATIENCE_S
+        while status.exists() and self.exited() is None:
+            caught = re.search(r"^SigCgt:\s*([0-9a-f]+)$", status.read_text(), re.MULTILINE)
+            assert caught is not None
+            if int(caught[1], 16) >> (signal.SIGTERM - 1) & 1:
+                return
+            assert time.monotonic() < deadline, self.log
+            time.sleep(0.01)
 
     def signal(self, number: signal.Signals) -> None:
         self._process.send_signal(number)
@@ -116,9 +134,9 @@ class WorkerProcess:
     def kill(self) -> None:
         """As a power cut: no handler runs."""
         self._process.kill()
-        self._process.wait(10)
+        self._process.wait(PATIENCE_S)
 
-    def stop(self, timeout_s: float = 10.0) -> float:
+    def stop(self, timeout_s: float = PATIENCE_S) -> float:
         """SIGTERM; returns the seconds until it was gone, and holds it to exit code 0."""
         started = time.monotonic()
         self._process.terminate()
@@ -131,7 +149,7 @@ class WorkerProcess:
             with contextlib.suppress(ProcessLookupError):
                 self._process.send_signal(signal.SIGCONT)
             self._process.kill()
-            self._process.wait(10)
+            self._process.wait(PATIENCE_S)
 
 
 class Tail:
@@ -149,7 +167,7 @@ class Tail:
             }
         )
         topics = [settings.names[name] for name in names]
-        known = self._consumer.list_topics(timeout=10).topics
+        known = self._consumer.list_topics(timeout=PATIENCE_S).topics
         self._consumer.assign(
             [TopicPartition(t, p, OFFSET_BEGINNING) for t in topics for p in known[t].partitions]
         )
@@ -202,7 +220,7 @@ class Deployment:
                 **where,
             )
             self._producer.poll(0)
-        assert self._producer.flush(20) == 0
+        assert self._producer.flush(PATIENCE_S) == 0
 
     def tail(self, *names: str) -> Tail:
         tail = Tail(self.settings, *names)
@@ -214,7 +232,7 @@ class Deployment:
             code = worker.exited()
             assert code is None, f"worker {worker.id} ended with {code}\n{worker.log}"
 
-    def wait_for(self, tail: Tail, count: int, timeout_s: float = 40.0) -> list[Message]:
+    def wait_for(self, tail: Tail, count: int, timeout_s: float = PATIENCE_S) -> list[Message]:
         """Wait until `tail` holds `count` records; fails at once when a running worker dies meanwhile."""
         running = [w for w in self.workers if w.exited() is None]
         deadline = time.monotonic() + timeout_s
@@ -224,7 +242,7 @@ class Deployment:
             tail.more()
         return tail.records
 
-    def wait_handled(self, timeout_s: float = 40.0) -> None:
+    def wait_handled(self, timeout_s: float = PATIENCE_S) -> None:
         """Wait until every record of `events` and `requests` is handled: the partitions' own records say
         so."""
         running = [w for w in self.workers if w.exited() is None]
@@ -242,7 +260,7 @@ class Deployment:
                         (name, message.partition()): offset for name, offset in record.next_offsets.items()
                     }
 
-    def wait_followed(self, timeout_s: float = 40.0) -> None:
+    def wait_followed(self, timeout_s: float = PATIENCE_S) -> None:
         """Wait until every running worker has learned all that the learning log holds now, as it reports
         itself: lists made before that know less."""
         running = sum(w.exited() is None for w in self.workers)
@@ -250,7 +268,7 @@ class Deployment:
         end = watermarks(self.settings, [log], isolation="read_committed")[log][1]
         self._wait_reports(lambda newest: sum(r.online_offset >= end for r in newest) >= running, timeout_s)
 
-    def wait_shared(self, workers: int, timeout_s: float = 40.0) -> None:
+    def wait_shared(self, workers: int, timeout_s: float = PATIENCE_S) -> None:
         """Wait until so many workers run and own all partitions between them, as they report themselves."""
 
         def shared(newest: Collection[WorkerStats]) -> bool:

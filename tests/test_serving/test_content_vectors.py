@@ -52,7 +52,7 @@ class Slow:
 
     def encode(self, contents: Sequence[Content]) -> np.ndarray:
         self.started.set()
-        assert self.go.wait(60)
+        assert self.go.wait(120)
         texts = [content.data.decode() for content in contents]
         if set(texts) & set(self.bad):
             raise RuntimeError(f"a decoder broke on one of {texts}")
@@ -89,7 +89,7 @@ def test_vectors_of_length_one_stand_beside_their_masks(opened: Open) -> None:
     vectors.put("a", {"title": "0", "embeddings": {"image": [0.0, -5.0], "other": [1.0]}})
     vectors.put("b", {"title": None, "embeddings": {"sound": [2, 2, 1]}})
     vectors.put("c", {})
-    assert vectors.wait(30)
+    assert vectors.wait(120)
     rows = vectors.rows_of(["a", "b", "c", "never seen"])
     assert rows[3] == 0
     expected = [
@@ -116,7 +116,7 @@ def test_an_item_is_masked_until_its_vector_is_there_and_nothing_waits_for_it(op
     vectors.put("c", {})
     assert vectors.take_changes() == set()
     slow.go.set()
-    assert vectors.wait(30)
+    assert vectors.wait(120)
     assert vectors.pending == 0
     assert vectors.take_changes() == {"a", "b"}
     vectors.forget("a")
@@ -138,7 +138,7 @@ def test_what_comes_too_late_is_dropped(opened: Open) -> None:
     vectors.put("changed", {"title": "5"})
     vectors.put("bare", {"title": None})
     slow.go.set()
-    assert vectors.wait(30)
+    assert vectors.wait(120)
     rows = vectors.rows_of(["gone", "new", "changed", "bare"])
     assert rows[0] == 0
     expected = [[0, 0, 0], [0, 0, 0], [*angle_of("5"), 1], [0, 0, 0]]
@@ -150,14 +150,14 @@ def test_a_catalogue_that_changes_faster_than_it_is_encoded_waits_once_for_each_
     slow = Slow()
     vectors = opened(slow, max_items=5)
     vectors.put("first", {"title": "1"})
-    slow.started.wait(30)
+    slow.started.wait(120)
     for turn in range(1000):
         vectors.put(f"item-{turn % 10}", {"title": str(turn)})
     assert vectors.pending <= 6, "five items have rows, and one is being encoded"
     vectors.forget("item-9")
     assert vectors.pending <= 5
     slow.go.set()
-    assert vectors.wait(30)
+    assert vectors.wait(120)
     assert len(slow.encoded) <= 5
     names = [f"item-{n}" for n in range(5, 9)]
     expected = [[*angle_of(str(990 + n)), 1] for n in range(5, 9)]
@@ -169,7 +169,7 @@ def test_the_same_text_again_costs_nothing_and_keeps_its_vector(opened: Open) ->
     slow.go.set()
     vectors = opened(slow, embeddings={"image": 1})
     vectors.put("a", {"title": "7"})
-    assert vectors.wait(30)
+    assert vectors.wait(120)
     vectors.put("a", {"title": "7", "price": 3.0, "embeddings": {"image": [2.0]}})
     assert vectors.pending == 0
     np.testing.assert_allclose(vectors.table[1], [*angle_of("7"), 1, 1, 1], atol=1e-6)
@@ -183,7 +183,7 @@ def test_a_bad_content_costs_no_other_item_its_vector(opened: Open, caplog: pyte
         for text in ("11", "12", "13", "14", "lost"):
             vectors.put(text, {"title": text})
         slow.go.set()
-        assert vectors.wait(30)
+        assert vectors.wait(120)
     mask = vectors.table[vectors.rows_of(["11", "12", "13", "14", "lost"]), -1]
     assert mask.tolist() == [1, 1, 0, 1, 0]
     assert vectors.failed == {"text": 2}
@@ -269,7 +269,7 @@ def test_the_table_is_what_the_newest_entries_say(
             plain.pop(item, None)
         else:
             vectors.collect()
-    assert vectors.wait(60)
+    assert vectors.wait(120)
     vectors.close()
     rows = dict(zip("abcdef", vectors.rows_of("abcdef").tolist(), strict=True))
     assert {item for item, row in rows.items() if row} == set(plain)
@@ -306,14 +306,14 @@ def test_settings_bring_texts_files_and_embeddings_together(tmp_path: Path) -> N
     vectors = open_content(chosen, tmp_path / "state")
     for item_id, one in fields.items():
         vectors.put(item_id, one)
-    assert vectors.wait(30)
+    assert vectors.wait(120)
     assert [name.partition("@")[0] for name, _ in vectors.spec] == ["text", "cover", "sound"]
     expected = [[1, 0, 0.6, 0.8, 1, 1, 1, 1], [0, 1, 0, 0, 0, 1, 0, 0], [0] * 8]
     np.testing.assert_allclose(vectors.table[vectors.rows_of(fields)], expected, atol=1e-6)
     assert vectors.failed == {"cover": 2}
     (tmp_path / "covers" / "tea.f32").write_bytes(np.array([0, 1], "<f4").tobytes())
     vectors.put("tea", fields["tea"])  # the path is the same, the file is not
-    assert vectors.wait(30)
+    assert vectors.wait(120)
     np.testing.assert_allclose(vectors.table[vectors.rows_of(["tea"])[0], 2:4], [0, 1], atol=1e-6)
     vectors.close()
 
@@ -327,7 +327,7 @@ def test_a_restart_encodes_nothing_again(tmp_path: Path) -> None:
         vectors = ContentVectors([slow.modality])
         for text in map(str, range(300)):
             vectors.put(text, {"title": text})
-        assert vectors.wait(60)
+        assert vectors.wait(120)
         assert len(slow.encoded) == (300 if n == 0 else 0)
         tables.append(vectors.table[vectors.rows_of(map(str, range(300)))])
         vectors.close()
@@ -364,7 +364,7 @@ def test_a_worker_s_encoding_gives_way_and_a_trainer_s_does_not(share: float, ni
     mine = os.getpriority(os.PRIO_PROCESS, 0)
     vectors = ContentVectors([dataclasses.replace(Slow().modality, encode=encode)], cpu_share=share)
     vectors.put("a", {"title": "1"})
-    assert vectors.wait(30)
+    assert vectors.wait(120)
     vectors.close()
     assert seen == [max(mine, niceness) if share < 1.0 else mine]
     assert os.getpriority(os.PRIO_PROCESS, 0) == mine, "the worker itself goes on as it was"

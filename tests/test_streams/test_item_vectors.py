@@ -98,7 +98,7 @@ def test_a_worker_follows_the_catalogue_and_tells_its_pipeline(
     monkeypatch.setattr(follower.pipeline, "rows_changed", noted)
 
     def follow_until(wanted: list[list[float]]) -> None:
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 120
         while not np.allclose(replica.content.of(["tea", "milk"]), wanted, atol=1e-6):
             assert time.monotonic() < deadline, replica.content.of(["tea", "milk"])
             follower.begin()

@@ -29,7 +29,7 @@ def replica(settings: Settings) -> Iterator[Replica]:
 
 
 def follow_until(replica: Replica, reached: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 120
     while not reached():
         assert time.monotonic() < deadline
         replica.follow()

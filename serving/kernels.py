@@ -542,7 +542,7 @@ def best(found: Found, blended: Floats, count: Ints, columns: Ints, tied: Bools)
     chosen, narrow = np.empty(room, np.int32), np.empty(room, np.int32)
     for user in range(columns.shape[0]):
         n = found.length[user]
-        k = min(count[user], n)
+        k = np.int64(min(count[user], n))  # one version of what selects
         _to_keys(blended[user, :n], keys[:n])
         size, tied[user] = _take_largest(keys[:n], k, chosen, narrow)
         _sort_best_first(chosen[:size], keys)

@@ -3,14 +3,23 @@ member that compiles for half a minute after it was given partitions is taken fo
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import json
+import logging
+import os
+import subprocess
+import sys
 import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, cast
 
 import numpy as np
 
 from online_models.item_state import ItemState, warm_up
 from serving.catalogue import Catalogue
 from serving.pipeline import Pipeline
+from serving.ranker import layout
 from streams import user_kernels
 from streams.clients import partition_for
 from streams.intake import Batch, Intake
@@ -22,7 +31,9 @@ from streams.shards import Shard, Shards
 from streams.user_records import ShardRecords
 from streams.validation import Tombstone
 
-__all__ = ["compile_all", "compile_kernels"]
+__all__ = ["compile_all", "compile_streams"]
+
+log = logging.getLogger("freshet.warm_up")
 
 PARTITIONS = 2
 USERS = ("ann", "bob")
@@ -70,27 +81,20 @@ class _Event:
         return 1, self._time_ms
 
 
-def compile_kernels(settings: Settings) -> None:
-    """Take a handful of made-up events through everything that needs no broker, twice: learned, written,
-    read back."""
-    warm_up(settings.models)
+def compile_streams(settings: Settings, models_ready: Callable[[], None]) -> None:
+    """Take a handful of made-up events through everything that needs no broker: learned, written, read back.
+    `models_ready` is called before the models learn any of it."""
     items = ItemState(settings.models)
     intake = Intake(settings, PARTITIONS)
     shards = _shards(settings, intake)
     learner = Learner(settings, items, shards, PARTITIONS)
-    topic, now_ms = settings.names["events"], 1_700_000_000_000
     records = {p: ShardRecords(p, settings.user_state) for p in range(PARTITIONS)}
-    for start in (0, 40):
-        made = [_Event(topic, USERS[n % 2], n, now_ms + n) for n in range(start, start + 40)]
-        batch = intake.admit(made, shards)
-        learner.start(batch)
-        for wave in batch.waves():
-            _log(learner, items, learner.learn(batch, wave))
-        learner.codes.follow(*items.take_changes())
-        for partition, keys, values in shards.users.drain_touched():
-            for key, value in zip(keys, values, strict=True):
-                records[partition].add(key, value, "warm-up")
-    _forget(learner, items, intake.admit([], shards))
+    topic, now_ms = settings.names["events"], 1_700_000_000_000
+    made = [_Event(topic, USERS[n % 2], n, now_ms + n) for n in range(120)]
+    first = _learn(made[:40], intake, shards, learner) + _learn(made[40:80], intake, shards, learner)
+    first += _forget(learner, intake.admit([], shards))
+    learner.codes.follow(*items.take_changes())
+    _write(shards, records)
     again = _shards(settings, intake)
     for one in records.values():
         again.users.restore(one)
@@ -100,29 +104,89 @@ def compile_kernels(settings: Settings) -> None:
     user_kernels.compact(again.users.users, user_kernels.RECENT, np.array([row], np.int32))
     again.users.unused_items(learner.codes.named)
     again.users.expire(partition_for(USERS[0].encode(), PARTITIONS), 0, 0)
+    models_ready()
+    for rows in (
+        *first,
+        *_learn(made[80:], intake, shards, learner),
+        *_forget(learner, intake.admit([], shards)),
+    ):
+        for record in learner.log.pack(rows) if rows is not None else ():
+            learn_record(items, decode_record(record, "warm-up"), "warm-up")
+        learner.codes.follow(*items.take_changes())
+    _write(shards, records)
 
 
-def _log(learner: Learner, items: ItemState, rows: Interactions | None) -> None:
-    for record in learner.log.pack(rows) if rows is not None else ():
-        learn_record(items, decode_record(record, "warm-up"), "warm-up")
+def _learn(
+    made: Sequence[_Event], intake: Intake, shards: Shards, learner: Learner
+) -> list[Interactions | None]:
+    """Take events in; returns what goes to the learning log."""
+    batch = intake.admit(made, shards)
+    learner.start(batch)
+    return [learner.learn(batch, wave) for wave in batch.waves()]
 
 
-def _forget(learner: Learner, items: ItemState, batch: Batch) -> None:
+def _write(shards: Shards, records: dict[int, ShardRecords]) -> None:
+    for partition, keys, values in shards.users.drain_touched():
+        for key, value in zip(keys, values, strict=True):
+            records[partition].add(key, value, "warm-up")
+
+
+def _forget(learner: Learner, batch: Batch) -> list[Interactions | None]:
     """One of the users, and an item."""
     user, item = (Tombstone(key, 0, 0, 0) for key in (USERS[1], "i0"))
     user.partition = partition_for(USERS[1].encode(), PARTITIONS)
-    _log(learner, items, learner.withdrawals.forget_user(user, batch.events))
-    _log(learner, items, learner.withdrawals.forget_items([item], batch.events))
+    withdrawals = learner.withdrawals
+    return [withdrawals.forget_user(user, batch.events), withdrawals.forget_items([item], batch.events)]
+
+
+def _compile_models(settings: Settings) -> None:
+    warm_up(settings.models)
+
+
+def _compile_lists(settings: Settings) -> None:
+    items = ItemState(settings.models)
+    Pipeline(items, Catalogue(items.items), settings.serving)
+
+
+PARTS = {"models": _compile_models, "lists": _compile_lists}
+"""What other processes can do at the same time: this module, run as a command with a part's name, does it."""
 
 
 def compile_all(settings: Settings) -> float:
-    """`compile_kernels` and the kernels of lists; returns the seconds it took: near none from the second time
-    on a machine."""
+    """Every kernel; returns the seconds it took: near none from the second time on a machine.
+
+    On a machine that has none of them two more processes do the models and the lists meanwhile, in all nearly
+    half. What several need, the first to have it leaves to the others in numba's cache. They may write it at
+    once only because they write the same: no two of them compile one function for different types.
+    """
     started = time.monotonic()
-    compile_kernels(settings)
-    items = ItemState(settings.models)
-    Pipeline(items, Catalogue(items.items), settings.serving)
+    layout.warm_up()
+    missing = bool(cast(Any, layout.hide).stats.cache_misses)
+    with _beside(PARTS if missing and (os.cpu_count() or 1) > 1 else ()) as wait:
+        compile_streams(settings, wait)
+    for part in PARTS.values():
+        part(settings)
     return time.monotonic() - started
+
+
+@contextlib.contextmanager
+def _beside(parts: Iterable[str]) -> Iterator[Callable[[], None]]:
+    """Processes that compile `parts`; yields what waits for them. Leaving the context ends them."""
+    command, none = [sys.executable, "-m", "streams.warm_up"], subprocess.DEVNULL
+    with contextlib.ExitStack() as stack:
+        others = []
+        for part in parts:  # a session of their own: Ctrl-C comes to this process, which ends the others
+            other = subprocess.Popen([*command, part], stdin=none, stdout=none, start_new_session=True)
+            stack.callback(other.wait)
+            stack.callback(other.kill)
+            others.append(other)
+
+        def wait() -> None:
+            for other in others:
+                if code := other.wait():
+                    log.warning("%s ended with %d; its part is compiled here", other.args, code)
+
+        yield wait
 
 
 def _shards(settings: Settings, intake: Intake) -> Shards:
@@ -132,4 +196,10 @@ def _shards(settings: Settings, intake: Intake) -> Shards:
 
 
 if __name__ == "__main__":
-    print(f"kernels compiled in {compile_all(load_settings(environ={})):.1f} s")  # a command
+    gc.disable()  # a tenth of the time, for a process that ends at once
+    if sys.argv[1:]:
+        if hasattr(os, "nice"):
+            os.nice(10)  # the longest part is that of the process which waits for this one
+        PARTS[sys.argv[1]](load_settings(environ={}))
+    else:
+        print(f"kernels compiled in {compile_all(load_settings(environ={})):.1f} s")  # a command

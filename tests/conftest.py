@@ -7,6 +7,7 @@ skip.
 
 from __future__ import annotations
 
+import gc
 import os
 import socket
 import subprocess
@@ -35,31 +36,50 @@ BROKER_FIXTURES = {"kafka", "settings", "kafka_broker"}
 hypothesis.settings.register_profile("freshet", deadline=None)  # another process shares the cores
 hypothesis.settings.load_profile("freshet")
 
-PATIENT = (
-    "tests/browser/",
-    "tests/integration/test_chaos.py",
-    "tests/integration/test_demo.py",
-    "tests/integration/test_monitor.py",
-)
-ONE_AT_A_TIME = "tests/integration/"
-"""Tests that start processes and look at the clock; those of PATIENT wait longer than they look."""
+GROUPS = {
+    "one at a time": ("tests/integration/",),
+    "patient": (
+        "tests/browser/",
+        "tests/integration/test_chaos.py",
+        "tests/integration/test_demo.py",
+        "tests/integration/test_monitor.py",
+    ),
+    "networks": ("tests/test_serving/", "tests/contracts/test_networks"),
+    "kernels": ("tests/contracts/",),
+}
+"""What one process of `pytest -n` runs after the other, the longest first: tests that start processes and
+look at the clock; those of them that wait longer than they look; those that load PyTorch and share what they
+have trained and exported; those that compile kernels of models that no worker uses, which two would do
+twice."""
+
+
+def _group(nodeid: str) -> str:
+    """The group with the longest prefix; a file that is in none is a group of its own."""
+    fits = [(len(p), name) for name, prefixes in GROUPS.items() for p in prefixes if nodeid.startswith(p)]
+    return max(fits)[1] if fits else nodeid.partition("::")[0]
 
 
 class Scheduling(LoadScopeScheduling):  # type: ignore[misc]  # xdist's has no types
-    """With `pytest -n 2` one process runs the tests of ONE_AT_A_TIME, the other first those of PATIENT; the
-    rest goes to whoever is free. (`--dist loadgroup` of xdist 3.8 groups nothing with pytest 9.)"""
+    """Groups in the order in which they were collected, each to whoever is free. (`--dist loadgroup` of xdist
+    3.8 groups nothing with pytest 9.)"""
 
     def _split_scope(self, nodeid: str) -> str:
-        if nodeid.startswith(PATIENT):
-            return "patient"
-        return "one at a time" if nodeid.startswith(ONE_AT_A_TIME) else nodeid
+        return _group(nodeid)
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Scheduling:
+    config.option.loadscopereorder = False
     return Scheduling(config, log)
 
 
+def pytest_configure() -> None:
+    """Collect garbage more seldom: compiling kernels makes millions of objects that stay."""
+    gc.set_threshold(50_000, 20, 20)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    order = {name: place for place, name in enumerate(GROUPS)}
+    items.sort(key=lambda item: order.get(_group(item.nodeid), len(order)))
     for item in items:
         if BROKER_FIXTURES & set(getattr(item, "fixturenames", ())):
             item.add_marker(pytest.mark.kafka)

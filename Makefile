@@ -27,14 +27,16 @@ install: $(STAMP) ## .venv with all that the lock names, and this checkout, edit
 demo: $(STAMP) | need-maven ## the main job: Kafka, workers, trainer and monitor on MovieLens-100K (ARGS="--events 20000")
 	$(VENV)/bin/freshet demo $(ARGS)
 
-# Some two hundred processes are started: without their byte code each would compile the sources again.
+# Three processes on two cores, since much of the time a broker is waited for; so one thread is enough for each. Some two
+# hundred more are started: without their byte code each would compile the sources again.
 test test-slow: export PYTHONDONTWRITEBYTECODE =
+test: export OMP_NUM_THREADS ?= 1
 
 test: $(STAMP) ## all tests but the slow ones, against a real broker
 	@command -v mvn >/dev/null 2>&1 || echo "make test: no Maven (mvn) on PATH: unless a broker is named in" \
 	  "FRESHET_TEST_BOOTSTRAP or its jars are cached, the Kafka tests will be skipped. apt-get install maven." >&2
 	$(PY) -m streams.warm_up
-	$(PY) -m pytest -m "not slow" --durations=15 -n 2 $(ARGS)
+	$(PY) -m pytest -m "not slow" --durations=15 -n 3 $(ARGS)
 
 test-slow: $(STAMP) | need-maven ## long chaos and quality runs
 	$(PY) -m pytest -m slow --durations=15 $(ARGS)

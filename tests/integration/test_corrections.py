@@ -17,7 +17,7 @@ from streams.settings import Settings
 from tests.chaos.records import read_topic
 from tests.integration.auditor import assert_exactly_once, read_run, replayed_digests
 from tests.integration.test_worker_crashes import SMALL, snapshots
-from tests.integration.worker_process import START_MS, Deployment, Input, deployment, event
+from tests.integration.worker_process import PATIENCE_S, START_MS, Deployment, Input, deployment, event
 
 USERS, GONE = 12, "user-3"
 
@@ -58,7 +58,7 @@ def test_what_is_taken_back_is_taken_back_once_whoever_dies(fleet: Deployment, t
     second = fleet.worker("w1", **SMALL, **often)
     fleet.wait_handled()
     [token] = {row["user_token"] for row in dump_log(fleet.settings) if row["user_id"] == GONE}
-    assert forget(fleet.settings, GONE, 20.0).done
+    assert forget(fleet.settings, GONE, PATIENCE_S).done
     fleet.produce("items", [Input(b"item-1", None)])
     tail = fleet.tail("interactions")
     while not any(FORGET_ITEM in decode_record(r.value(), "here").kinds for r in tail.records):

@@ -75,7 +75,7 @@ def test_swap_under_load(fleet: Deployment) -> None:
     damaged = folder / "ranker" / "v2" / MODEL_FILE
     damaged.write_bytes(damaged.read_bytes()[:-50])
     small = {"WORKER__MAX_BATCH": "10"}
-    stream = stream_of(900, seed=23, items=150)
+    stream = stream_of(20_000, seed=23, items=150)  # more than can be handled while a version is loaded
     lists = fleet.tail("recommendations")
     worker = fleet.worker(None, **small)
     sent = _flow_until(fleet, stream, 0, lambda: len(lists.records) > 50, lists)
@@ -83,12 +83,12 @@ def test_swap_under_load(fleet: Deployment) -> None:
     sent = _flow_until(fleet, stream, sent, lambda: _newest_ranker(lists) == "v1", lists)
     _announce(fleet, bad)
     sent = _flow_until(fleet, stream, sent, lambda: "v2 refused" in worker.log, lists)
-    fleet.produce("events", stream[sent:])
+    fleet.produce("events", stream[sent : sent + 200])
     fleet.produce("models", [Input(b"ranker", b"not a record")])
     fleet.wait_handled()
     worker.stop()
     run = assert_exactly_once(fleet.settings)
-    assert len(run.rows) == 900
+    assert len(run.rows) == sent + 200
     made = sorted(lists_of(run), key=lambda m: m.generated_at)
     assert [ranker for ranker, _ in groupby(m.ranker for m in made)] == [None, "v1"]
     assert not any(m.degraded for m in made)

@@ -414,17 +414,29 @@ def test_a_worker_that_sleeps_through_its_transaction_restores_and_goes_on(fleet
     assert len(assert_exactly_once(fleet.settings).rows) == 1200
 
 
-def _with_a_pause(settings: Settings, pause_s: float) -> Iterator[OutputRecord]:
+SHORT_S = 4.0
+"""A transaction's timeout that a slow machine keeps to when it means to."""
+
+
+def _with_a_pause(settings: Settings) -> Iterator[OutputRecord]:
+    """A pause until the broker has aborted the transaction, which it may from its timeout on."""
     yield _record(settings, b"never")
     yield OutputRecord(settings.names["user-state"], b"k", b"never", partition=0)
-    time.sleep(pause_s)
+    time.sleep(SHORT_S)
+    key, deadline = (settings.names["interactions"], 0), time.monotonic() + PATIENCE_S
+    while (
+        watermarks(settings, [key], isolation="read_committed")[key][1]
+        < watermarks(settings, [key], isolation="read_uncommitted")[key][1]
+    ):
+        assert time.monotonic() < deadline, "the transaction is not aborted"
+        time.sleep(0.1)
     yield _record(settings, b"too late")
 
 
 def test_a_timed_out_transaction_is_refused_and_told(settings: Settings, group: Consumer) -> None:
     """The broker aborts what is open for too long, and fences its producer: a new one goes on."""
     short = msgspec.structs.replace(
-        settings, worker=msgspec.structs.replace(settings.worker, transaction_timeout_s=1.0)
+        settings, worker=msgspec.structs.replace(settings.worker, transaction_timeout_s=SHORT_S)
     )
     name = f"{settings.topics.prefix}slow"
     slow = Transactions(short, name)
@@ -432,7 +444,7 @@ def test_a_timed_out_transaction_is_refused_and_told(settings: Settings, group: 
     for tp in offsets:
         tp.offset = 3
     with pytest.raises(WorkerFencedError, match=r"transaction_timeout_s"):
-        slow.commit(_with_a_pause(settings, 4.0), group, offsets)
+        slow.commit(_with_a_pause(settings), group, offsets)
     slow.close()
     again = Transactions(short, name)
     again.commit([_record(settings, b"anew")], group, offsets)
@@ -443,6 +455,15 @@ def test_a_timed_out_transaction_is_refused_and_told(settings: Settings, group: 
     reader.read_to({key: watermarks(settings, [key])[key][1]}, lambda record: found.append(record.value()))
     reader.close()
     assert found == [b"anew"]
+
+
+def _commit_when_idle(
+    idle: Transactions, record: OutputRecord, consumer: Consumer, offsets: list[TopicPartition]
+) -> None:
+    """A commit after each of ten pauses, of which the first is long enough for all but a slow broker."""
+    for _ in range(10):
+        time.sleep(6.0)
+        idle.commit([record], consumer, offsets)
 
 
 @pytest.mark.kafka
@@ -460,9 +481,8 @@ def test_a_forgotten_producer_begins_anew(secured: tuple[TunedBroker, int], tmp_
         for tp in offsets:
             tp.offset = 2
         idle.commit([_record(settings, b"1")], consumer, offsets)
-        time.sleep(6.0)
         with pytest.raises((TransactionLostError, WorkerFencedError)) as caught:
-            idle.commit([_record(settings, b"2")], consumer, offsets)
+            _commit_when_idle(idle, _record(settings, b"2"), consumer, offsets)
         assert "PRODUCER" in str(caught.value).upper()
         idle.close()
         again = Transactions(settings, name)

@@ -65,6 +65,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     """Records a second."""
     partitions: int = 4
     drain_s: float = 60.0
+    """Stuck is what has not moved for so long."""
     command: tuple[str, ...] = WORKER
     folder: Path | None = None
 

@@ -23,8 +23,9 @@ def _compile(cache: Path | None = None) -> str:
 
 
 def test_once_compiled_all_is_loaded_by_one_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    _compile()  # where this test runs alone, on a machine that has nothing yet
     said = _compile()
+    if "data saved to" in said:  # this test runs alone, on a machine that has nothing yet
+        said = _compile()
     assert said.count("data loaded from") > 40
     assert "data saved to" not in said
 

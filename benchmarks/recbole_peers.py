@@ -130,19 +130,17 @@ def means(ranks: Float64) -> dict[str, float]:
     return {"hr_at_10": round(float((ranks < 10).mean()), 4), "ndcg_at_10": round(float(gains.mean()), 4)}
 
 
-def measure(
-    model_name: str, log: Log, folder: Path, cpu_s: float, max_epochs: int, seed: int
-) -> dict[str, Any]:
+def measure(model_name: str, log: Log, folder: Path, asked: argparse.Namespace) -> dict[str, Any]:
     """Train one model by RecBole's own epochs and judge it."""
-    config, (train, valid, test), whole = _prepared(model_name, folder, seed)
+    config, (train, valid, test), whole = _prepared(model_name, folder, asked)
     tools = importlib.import_module("recbole.utils")
-    tools.init_seed(seed, True)
+    tools.init_seed(asked.seed, True)
     model = tools.get_model(model_name)(config, train._dataset)
     trainer = tools.get_trainer(config["MODEL_TYPE"], model_name)(config, model)
     judges = [Judge(log, whole, part._dataset, back) for part, back in ((valid, 2), (test, 1))]
     every, best, weights, spent, epoch = JUDGED_EVERY.get(model_name, 1), -1, {}, 0.0, 0
     curve: list[tuple[int, float, float]] = []
-    while epoch < max_epochs and spent < cpu_s and len(curve) - 1 - best < PATIENCE:
+    while epoch < asked.epochs and spent < asked.cpu_s and len(curve) - 1 - best < PATIENCE:
         started = time.process_time()
         trainer._train_epoch(train, epoch, show_progress=False)
         spent, epoch = spent + time.process_time() - started, epoch + 1
@@ -156,15 +154,16 @@ def measure(
         **means(judges[1].ranks(model)), "validation": means(judges[0].ranks(model)), "epochs": epoch,
         "best_epoch": curve[best][0], "train_cpu_s": round(spent, 1),
         "stopped_by": "patience" if len(curve) - 1 - best >= PATIENCE else "budget",
-        "users": len(judges[1].targets), "seed": seed, "curve": curve,
+        "users": len(judges[1].targets), "seed": asked.seed, "curve": curve, "batch_size": asked.batch_size,
         "command": "python -m benchmarks.recbole_peers " + " ".join(sys.argv[1:]),
     }  # fmt: skip
 
 
-def _prepared(model_name: str, folder: Path, seed: int) -> tuple[Any, Any, Any]:
+def _prepared(model_name: str, folder: Path, asked: argparse.Namespace) -> tuple[Any, Any, Any]:
     """RecBole's settings, its three parts of the data, and the whole."""
     given: dict[str, Any] = {
-        "dataset": folder.name, "data_path": str(folder.parent), "use_gpu": False, "gpu_id": "", "seed": seed,
+        "dataset": folder.name, "data_path": str(folder.parent), "use_gpu": False, "gpu_id": "",
+        "seed": asked.seed, "train_batch_size": asked.batch_size,
         "state": "ERROR", "show_progress": False, "checkpoint_dir": str(folder), "log_wandb": False,
         "load_col": {"inter": ["user_id", "item_id", "rating", "timestamp"]},
         "eval_args": {"split": {"LS": "valid_and_test"}, "group_by": "user", "order": "TO", "mode": "full"},
@@ -173,7 +172,7 @@ def _prepared(model_name: str, folder: Path, seed: int) -> tuple[Any, Any, Any]:
         given["train_neg_sample_args"] = None  # softmax over all items, RecBole's default loss_type CE
     config = importlib.import_module("recbole.config").Config(model=model_name, config_dict=given)
     data = importlib.import_module("recbole.data")
-    importlib.import_module("recbole.utils").init_seed(seed, True)
+    importlib.import_module("recbole.utils").init_seed(asked.seed, True)
     whole = data.create_dataset(config)
     return config, data.data_preparation(config, whole), whole
 
@@ -184,6 +183,7 @@ def main() -> None:
     parser.add_argument(
         "--cpu-s", type=float, default=540.0, help="processor seconds of training, each model"
     )
+    parser.add_argument("--batch-size", type=int, default=2048, help="RecBole's default")
     parser.add_argument("--epochs", type=int, default=300, help="at most; RecBole's default")
     parser.add_argument("--seed", type=int, default=2020, help="RecBole's default")
     parser.add_argument("--results", type=Path, default=RESULTS)
@@ -198,7 +198,7 @@ def main() -> None:
         log.write_places(folder / "places.inter")
         logging.disable(logging.CRITICAL)
         for model_name in asked.models.split(","):
-            row = measure(model_name, log, folder, asked.cpu_s, asked.epochs, asked.seed)
+            row = measure(model_name, log, folder, asked)
             content["rows"][f"RecBole {model_name}"] = row
             content["environment"] = {
                 "at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "python": platform.python_version(),

@@ -74,15 +74,30 @@ SCRIPT = """
         found |= dict(again=digests(again), resumed_from=again._trained.resumed_from)
         print(json.dumps(found))
 """
+LEAVE = """
+    import torch
+    from serving.training.distributed import Interrupted, joined
+
+    with joined(torch.device("cpu")) as world:
+        world.wait()
+        if world.leads:
+            raise Interrupted
+        world.total(1.0)
+"""
 
 
 def _start(folder: Path, rank: int, port: int, *arguments: str) -> subprocess.Popen[str]:
-    script = folder / "script.py"
-    script.write_text(textwrap.dedent(SCRIPT).format(users=USERS, few=FEW))
+    settings = (msgspec.json.encode(each).decode() for each in (SMALL, IRGAN))
+    text = SCRIPT.format(users=USERS, few=FEW)
+    return _started(folder, rank, port, text, *settings, str(folder / "runs"), *arguments)
+
+
+def _started(folder: Path, rank: int, port: int, text: str, *arguments: str) -> subprocess.Popen[str]:
+    script = folder / f"script {rank}.py"
+    script.write_text(textwrap.dedent(text))
     told = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "MASTER_PORT": str(port)}
     environ = {**os.environ, **told, "MASTER_ADDR": "127.0.0.1", "PYTHONPATH": os.pathsep.join(sys.path)}
-    settings = (msgspec.json.encode(each).decode() for each in (SMALL, IRGAN))
-    command = [sys.executable, str(script), *settings, str(folder / "runs"), *arguments]
+    command = [sys.executable, str(script), *arguments]
     pipe = subprocess.PIPE
     return subprocess.Popen(command, env=environ, stdout=pipe, stderr=pipe, text=True)
 
@@ -133,6 +148,15 @@ def test_one_that_dies_ends_the_other_with_an_error(tmp_path: Path) -> None:
     _, error = second.communicate(timeout=60)
     assert second.returncode not in (0, None)
     assert "ProcessLostError: process 1 of 2 lost another one" in error
+
+
+def test_one_that_is_told_to_leave_ends_quietly_and_the_other_says_whom_it_lost(tmp_path: Path) -> None:
+    port = _free_port()
+    first, second = (_started(tmp_path, rank, port, LEAVE) for rank in range(2))
+    outputs = [process.communicate(timeout=250) for process in (first, second)]
+    assert first.returncode == 0, outputs
+    assert second.returncode == 1, outputs
+    assert "ProcessLostError: process 1 of 2 lost another one" in outputs[1][1]
 
 
 def test_shares_are_all_of_a_batch() -> None:

@@ -65,6 +65,8 @@ class LearningBatch:
     user: NDArray[np.uint64] = field(default_factory=lambda: np.zeros(0, dtype=np.uint64))
     value: NDArray[np.float32] = field(default_factory=lambda: np.zeros(0, dtype=np.float32))
     kind: int = LEARN
+    context: NDArray[np.float32] | None = None
+    """float32[n, H], what was said beside each event, hashed; None is nothing. No item model reads it."""
 
     def __post_init__(self) -> None:
         if not len(self.user):
@@ -137,6 +139,7 @@ class LearningBatch:
             user=self.user[start:stop],
             value=self.value[start:stop],
             kind=self.kind,
+            context=None if self.context is None else self.context[start:stop],
         )
 
     def take(self, keep: NDArray[np.intp]) -> LearningBatch:
@@ -148,6 +151,7 @@ class LearningBatch:
             user_before=self.user_before[keep], user_after=self.user_after[keep],
             negatives=self.negatives[keep], table_epoch=epoch if isinstance(epoch, int) else epoch[keep],
             user=self.user[keep], value=self.value[keep], kind=self.kind,
+            context=None if self.context is None else self.context[keep],
         )  # fmt: skip
 
     @classmethod

@@ -29,10 +29,12 @@ from serving.retrieval import Retriever
 from serving.retrieval.nearest import NearestItems
 from serving.scoring import Opinion, asked_of, blended
 from serving.settings import ServingSettings
+from serving.training.as_served import upon_event
 from serving.training.example_ring import ExampleRing
 from serving.training.examples import Examples
 from serving.training.item_rows import ItemRows
 from serving.training.pasts import Before, Pasts
+from serving.training.settings import ExamplesOf
 
 __all__ = ["Examples", "FeatureReplay"]
 
@@ -73,9 +75,10 @@ class FeatureReplay:
         sample_from: int = 0,
         list_length: int = 10,
         judged: Judged | None = None,
+        examples: ExamplesOf = "requests",
     ) -> None:
         """`share` of the positive events become examples, evenly. Lists of `list_length` are asked for.
-        `judged` is told of examples as they are made."""
+        `judged` is told of examples as they are made. `examples` says which lists they are of."""
         self.items = ItemState(models)
         self.offset = 0
         self.sample_from = sample_from
@@ -83,6 +86,7 @@ class FeatureReplay:
         self._share = share
         self._list_length = list_length
         self._judged = judged
+        self._examples_of: ExamplesOf = examples
         self._positive = 0
         self._just_withdrawn: tuple[int, set[tuple[int, int]]] = (-1, set())
         self._nearest = NearestItems(self.items)
@@ -118,7 +122,7 @@ class FeatureReplay:
         codes, users = self._codes.codes_of(batch.item_ids), batch.user.tolist()
         if batch.kind == LEARN:
             item = codes[batch.item]
-            newest = self._pasts.add(users, item, batch.time_ms, batch.weight > 0)
+            newest = self._pasts.add(users, item, batch.time_ms, batch.weight > 0, batch.context)
             chosen = self._chosen(batch, users, item)
             if len(chosen):
                 self._make(
@@ -198,8 +202,10 @@ class FeatureReplay:
             self._judged(online, targets, found.length, events.time_ms)
 
     def _queries(self, events: LearningBatch, before: Before) -> QueryBatch:
-        """What the lists of the events' users would have been made of, just before. Of a user who had done
-        nothing yet serving knows no factor, though one stands in the record."""
+        """What the lists of the events' users would have been made of: just before, or, by
+        `as_served.upon_event`, as of the users' positive events before. Of a user who had done nothing yet
+        serving knows no factor, though one stands in the record."""
+        upon = upon_event(events.user, events.time_ms, self._examples_of) & (before.newest_ms >= 0)
         recent = np.ascontiguousarray(self.items.items.look_up(events).recent)
         is_new = (before.seen_count == 0) & (events.recent == -1).all(axis=1)
         times_ms = np.full(recent.shape, -1, dtype=np.int64)
@@ -212,8 +218,18 @@ class FeatureReplay:
             factors=np.where(is_new[:, None], np.float32(0), events.user_before),
             count=np.full(len(events), self._list_length, dtype=np.int32),
             recent_times_ms=times_ms,
-            now_ms=events.time_ms,
+            now_ms=np.where(upon, before.newest_ms, events.time_ms),
+            hashed=self._hashed(events, before, upon),
         )
+
+    def _hashed(self, events: LearningBatch, before: Before, upon: npt.NDArray[np.bool_]) -> Float32:
+        """float32[n, HASHED] of what was said beside the lists' events or requests; [n, 0] where nothing ever
+        was."""
+        earlier = self._pasts.contexts_at(np.where(upon, before.newest_at, -1))
+        if earlier is None:
+            return np.empty((len(events), 0), dtype=np.float32)
+        own = np.float32(0) if events.context is None else events.context
+        return np.where(upon[:, None], earlier, own).astype(np.float32, copy=False)
 
     def _missed(
         self, queries: QueryBatch, found: kernels.Found, missed: npt.NDArray[np.intp], names: list[str]

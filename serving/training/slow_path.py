@@ -96,7 +96,7 @@ def run_slow_path(
     clock = _Clock(progress if world.leads else None)
     clock.stage("dataset", 0.0, f"{len(log)} interactions")
     split = split_by_time(log, settings, contents)  # 1
-    incumbent, problem = _load_champion(registry, champion)
+    incumbent, problem = _load_champion(registry, champion, log.context_keys)
     if folder is not None and world.leads:
         checkpoint.remove_stale(folder)
     own = _own_folder(folder, split, settings, champion)
@@ -222,12 +222,14 @@ class _Clock:
         self._progress(Stage("train", 0.02 + 0.78 * min(1.0, done), text + eta))
 
 
-def _load_champion(registry: Registry, version: str | None) -> tuple[_Champion | None, str]:
+def _load_champion(
+    registry: Registry, version: str | None, context_keys: tuple[str, ...]
+) -> tuple[_Champion | None, str]:
     if version is None:
         return None, ""
     try:
         stored = registry.fetch(version, names=(WEIGHTS_FILE,))
-        ranker = load_verified(registry, version, stored.digest, "cpu")
+        ranker = load_verified(registry, version, stored.digest, "cpu", context_keys=context_keys)
         weights = safetensors.numpy.load(stored.files[WEIGHTS_FILE])
     except (RegistryError, RankerRefusedError, safetensors.SafetensorError) as error:
         return None, f"champion {version} is left out: {error}"

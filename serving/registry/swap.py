@@ -153,7 +153,7 @@ def _check_context(trained: tuple[str, ...], given: tuple[str, ...]) -> None:
         raise RankerError(
             f"trained on the context of {', '.join(trained)}, here it is of {', '.join(given) or 'no keys'} "
             "(ranker.context_keys): give workers and trainer the same keys, and train again",
-            "features",
+            "context",
         )
 
 

@@ -267,7 +267,7 @@ def test_a_version_that_reads_other_contexts_is_refused(tmp_path: Path) -> None:
     for keys in ((), ("device",), ("country", "device")):
         with pytest.raises(RankerRefusedError, match=r"context of device, country, here it is of") as caught:
             load_verified(registry, "v1", made.digest, "cpu", context_keys=keys)
-        assert caught.value.kind == "features"
+        assert caught.value.kind == "context"
     for keys in (("device", "country"), ("device",)):
         version, digest = ("v1", made.digest) if len(keys) == 2 else ("v0", published.digest)
         assert load_verified(registry, version, digest, "cpu", context_keys=keys).version == version
@@ -286,7 +286,7 @@ def test_a_graph_of_another_width_is_refused(tmp_path: Path) -> None:
 
 def test_faults_of_the_version_are_kinds() -> None:
     assert set(REFUSAL_KINDS) > FAULTS_OF_THE_VERSION
-    assert {"store", "slow", "load"}.isdisjoint(FAULTS_OF_THE_VERSION)
+    assert {"store", "slow", "load", "context"}.isdisjoint(FAULTS_OF_THE_VERSION)
 
 
 # ── what a manifest says, and what files it names ────────────────────────────────────────────────────────

@@ -24,7 +24,7 @@ from serving.catalogue import Catalogue
 from serving.features import candidate_features
 from serving.filters import Filter
 from serving.query import Query, QueryBatch
-from serving.ranker.inputs import FEATURES
+from serving.ranker.inputs import FEATURES, context_of
 from serving.retrieval import Retriever
 from serving.retrieval.nearest import NearestItems
 from serving.scoring import Opinion, asked_of, blended
@@ -191,7 +191,7 @@ class FeatureReplay:
             target_items=self._codes.codes_of(events.item_ids)[events.item],
             features=asked.features,
             online=online,
-            context=asked.context,
+            context=self._context(events, before),
             users=events.user,
             times_ms=events.time_ms,
             offsets=np.full(len(events), self.offset, dtype=np.int64),
@@ -202,10 +202,8 @@ class FeatureReplay:
             self._judged(online, targets, found.length, events.time_ms)
 
     def _queries(self, events: LearningBatch, before: Before) -> QueryBatch:
-        """What the lists of the events' users would have been made of: just before, or, by
-        `as_served.upon_event`, as of the users' positive events before. Of a user who had done nothing yet
-        serving knows no factor, though one stands in the record."""
-        upon = upon_event(events.user, events.time_ms, self._examples_of) & (before.newest_ms >= 0)
+        """What the lists of the events' users would have been made of, just before. Of a user who had done
+        nothing yet serving knows no factor, though one stands in the record."""
         recent = np.ascontiguousarray(self.items.items.look_up(events).recent)
         is_new = (before.seen_count == 0) & (events.recent == -1).all(axis=1)
         times_ms = np.full(recent.shape, -1, dtype=np.int64)
@@ -218,18 +216,19 @@ class FeatureReplay:
             factors=np.where(is_new[:, None], np.float32(0), events.user_before),
             count=np.full(len(events), self._list_length, dtype=np.int32),
             recent_times_ms=times_ms,
-            now_ms=np.where(upon, before.newest_ms, events.time_ms),
-            hashed=self._hashed(events, before, upon),
+            now_ms=events.time_ms,
         )
 
-    def _hashed(self, events: LearningBatch, before: Before, upon: npt.NDArray[np.bool_]) -> Float32:
-        """float32[n, HASHED] of what was said beside the lists' events or requests; [n, 0] where nothing ever
-        was."""
-        earlier = self._pasts.contexts_at(np.where(upon, before.newest_at, -1))
-        if earlier is None:
-            return np.empty((len(events), 0), dtype=np.float32)
-        own = np.float32(0) if events.context is None else events.context
-        return np.where(upon[:, None], earlier, own).astype(np.float32, copy=False)
+    def _context(self, events: LearningBatch, before: Before) -> Float32:
+        """float32[n, len(CONTEXT)] of the lists that the events answer: asked for just before, or, by
+        `as_served.upon_event`, made upon their users' positive events before, with no time in between."""
+        upon = upon_event(events.user, events.time_ms, self._examples_of) & (before.newest_ms >= 0)
+        made_ms = np.where(upon, before.newest_ms, events.time_ms)
+        idle_ms = np.where(before.newest_ms >= 0, np.maximum(made_ms - before.newest_ms, 0), 0)
+        hashed = self._pasts.contexts_at(np.where(upon, before.newest_at, -1))
+        if hashed is not None and events.context is not None:
+            hashed = np.where(upon[:, None], hashed, events.context)
+        return context_of(made_ms, (idle_ms / 1000.0).astype(np.float32), before.seen_count, hashed)
 
     def _missed(
         self, queries: QueryBatch, found: kernels.Found, missed: npt.NDArray[np.intp], names: list[str]

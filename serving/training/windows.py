@@ -44,8 +44,10 @@ class Batch:
         """Every `of`-th window from `number` on, at the same width: one process's share."""
         if of == 1:
             return self
-        parts: dict[str, Any] = {name: getattr(self, name) for name in Batch.__slots__}
-        return Batch(**{name: None if x is None else x[number::of] for name, x in parts.items()})
+        parts: dict[str, Any] = {
+            name: part[number::of] for name in Batch.__slots__ if (part := getattr(self, name)) is not None
+        }
+        return Batch(**parts)
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,6 +19,7 @@ from serving.settings import ServingSettings
 from serving.training.as_served import upon_event
 from serving.training.dataset import InteractionLog, NotEnoughDataError, Sequences, split_by_time
 from serving.training.fused import FusionHead
+from serving.training.networks import network_names
 from serving.training.settings import ExamplesOf, TrainerSettings
 from serving.training.train import train
 from serving.training.windows import cut_windows, fill, hold_out_newest
@@ -187,29 +188,25 @@ def without_contexts(log: InteractionLog) -> InteractionLog:
 
 def reached(log: InteractionLog, network: str, examples: ExamplesOf) -> float:
     """NDCG@10 on the newest training events."""
-    settings = msgspec.structs.replace(SETTINGS, network=network, examples=examples, max_epochs=8)
+    epochs = 24 if network == "ncf" else 8  # a perceptron takes longer than a product
+    settings = msgspec.structs.replace(SETTINGS, network=network, examples=examples, max_epochs=epochs)
     return train(split_by_time(log, settings), settings).ndcg_at_10
 
 
-SLOW = ("cnn", "gru", "two_tower")
-
-
-@pytest.mark.parametrize(
-    "network", ["ncf", "transformer", *(pytest.param(n, marks=pytest.mark.slow) for n in SLOW)]
-)
+@pytest.mark.parametrize("network", network_names())
 def test_where_the_device_decides_the_network_that_reads_it_wins(network: str) -> None:
     """At best, five or six items are left to choose from with the context, about twenty without."""
     log = device_log(upon_previous=False)
     plain = reached(without_contexts(log), network, "requests")
     assert plain < 0.35
-    assert reached(log, network, "requests") > plain + 0.15
+    assert reached(log, network, "requests") > plain + 0.25
 
 
 def test_lists_upon_events_read_the_context_of_the_event_before() -> None:
     log = device_log(upon_previous=True)
     wrong, right = (reached(log, "transformer", examples) for examples in ("requests", "events"))
     assert wrong < 0.35
-    assert right > wrong + 0.15
+    assert right > wrong + 0.25
 
 
 def test_a_stream_without_words_is_trained_as_one_without_keys() -> None:

@@ -193,7 +193,9 @@ def replayed(
         plain = not any(e.retracts or e.type == "rating" for e in batch)
         plain &= not any(worker.is_met(e.user) for e in first)
         asked = [replace(e, **for_(list_before(worker, pasts, e, examples))) for e in first]
-        served, records = worker.serve(asked), worker.learn(batch)
+        contexts = [one.context for one in worker.serve(asked)]
+        served = [one._replace(context=c) for one, c in zip(worker.serve(first), contexts, strict=True)]
+        records = worker.learn(batch)
         for event in batch:
             pasts.add(event)
         for event, one in zip(first, served, strict=True):

@@ -114,6 +114,8 @@ class LearningBatch:
         _check_type("negatives", self.negatives, np.int32, (n, None))
         _check_type("user", self.user, np.uint64, (n,))
         _check_type("value", self.value, np.float32, (n,))
+        if self.context is not None:
+            _check_type("context", self.context, np.float32, (n, None))
         if not isinstance(self.table_epoch, int):
             _check_type("table_epoch", self.table_epoch, np.int64, (n,))
 
@@ -186,6 +188,7 @@ class LearningBatch:
             user=np.concatenate([batch.user for batch in batches]),
             value=np.concatenate([batch.value for batch in batches]),
             kind=batches[0].kind,
+            context=_joined_contexts(batches),
         )
 
     def epochs(self) -> NDArray[np.int64]:
@@ -197,6 +200,16 @@ class LearningBatch:
         epoch = self.table_epoch
         newest = epoch if isinstance(epoch, int) else int(epoch.max(initial=-1))
         return max(newest, 0)
+
+
+def _joined_contexts(batches: Sequence[LearningBatch]) -> NDArray[np.float32] | None:
+    """One behind the other, zeros for a batch without; None where none has any."""
+    width = max((batch.context.shape[1] for batch in batches if batch.context is not None), default=0)
+    if not width:
+        return None
+    none = [np.zeros((len(batch), width), dtype=np.float32) for batch in batches]
+    given = [batch.context for batch in batches]
+    return np.concatenate([n if one is None else one for one, n in zip(given, none, strict=True)])
 
 
 def _renamed(index: NDArray[np.int32], column: NDArray[np.int32]) -> NDArray[np.int32]:

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from serving.ranker.hashing import ContextHash
@@ -22,7 +22,7 @@ from serving.training.fused import FusionHead
 from serving.training.networks import network_names
 from serving.training.settings import ExamplesOf, TrainerSettings
 from serving.training.train import train
-from serving.training.windows import cut_windows, fill, hold_out_newest
+from serving.training.windows import cut_windows, fill
 from tests.test_serving.planted_cases import SETTINGS
 
 KEYS = ("device",)
@@ -88,6 +88,7 @@ def settings_of(examples: ExamplesOf) -> TrainerSettings:
 
 @each_mode
 @given(rows_of)
+@settings(max_examples=40, deadline=None)
 def test_the_gate_judges_in_the_context_of_the_lists(examples: ExamplesOf, rows: list[Row]) -> None:
     try:
         newest = split_by_time(log_of(rows), settings_of(examples)).newest
@@ -107,6 +108,7 @@ def test_the_gate_judges_in_the_context_of_the_lists(examples: ExamplesOf, rows:
 
 @each_mode
 @given(rows_of, st.integers(0, 9))
+@settings(max_examples=40, deadline=None)
 def test_networks_learn_in_the_context_of_the_lists(examples: ExamplesOf, rows: list[Row], seed: int) -> None:
     try:
         split = split_by_time(log_of(rows), settings_of(examples))
@@ -189,11 +191,17 @@ def without_contexts(log: InteractionLog) -> InteractionLog:
 def reached(log: InteractionLog, network: str, examples: ExamplesOf) -> float:
     """NDCG@10 on the newest training events."""
     epochs = 24 if network == "ncf" else 8  # a perceptron takes longer than a product
-    settings = msgspec.structs.replace(SETTINGS, network=network, examples=examples, max_epochs=epochs)
-    return train(split_by_time(log, settings), settings).ndcg_at_10
+    chosen = msgspec.structs.replace(SETTINGS, network=network, examples=examples, max_epochs=epochs)
+    return train(split_by_time(log, chosen), chosen).ndcg_at_10
 
 
-@pytest.mark.parametrize("network", network_names())
+@pytest.mark.parametrize(
+    "network",
+    [
+        name if name in ("ncf", "transformer", "two_tower") else pytest.param(name, marks=pytest.mark.slow)
+        for name in network_names()
+    ],
+)
 def test_where_the_device_decides_the_network_that_reads_it_wins(network: str) -> None:
     """At best, five or six items are left to choose from with the context, about twenty without."""
     log = device_log(upon_previous=False)
@@ -211,14 +219,17 @@ def test_lists_upon_events_read_the_context_of_the_event_before() -> None:
 
 def test_a_stream_without_words_is_trained_as_one_without_keys() -> None:
     """To the bit: no weight is added where nothing would be read."""
-    log = without_contexts(device_log(upon_previous=False))
-    settings = msgspec.structs.replace(SETTINGS, max_epochs=1)
-    split = split_by_time(log, settings)
-    assert split.train.contexts is None
-    hold_out_newest(split.train, settings)
-    network = train(split, settings).network
-    assert network.context_map is None
-    assert network.shape.context == 0
+    silent, keys = without_contexts(device_log(upon_previous=False)), KEYS
+    chosen = msgspec.structs.replace(SETTINGS, max_epochs=1)
+    first = train(split_by_time(silent, chosen), chosen).network
+    silent.context_keys = keys
+    split = split_by_time(silent, chosen)
+    assert split.context_keys == ()
+    again = train(split, chosen).network
+    assert again.shape.context == 0
+    assert again.context_map is None
+    weights = again.state_dict()
+    assert all(torch.equal(value, weights[name]) for name, value in first.state_dict().items())
 
 
 def test_a_head_that_reads_the_context_starts_as_one_that_does_not() -> None:

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from online_models.learning_batch import LearningBatch
 from serving.ranker.hashing import ContextHash
 from serving.ranker.inputs import HASHED
 from streams.errors import LearningLogError
@@ -87,6 +88,13 @@ def test_the_log_carries_the_hashed_context_of_accepted_events() -> None:
     assert np.array_equal(batch.context, expected)
     assert np.array_equal(batch.slice(1, 3).context, expected[1:3])  # type: ignore[arg-type]
     assert np.array_equal(batch.take(np.array([4, 0])).context, expected[[4, 0]])  # type: ignore[arg-type]
+    silent = batch.slice(0, 2)
+    silent.context = None
+    assert np.array_equal(LearningBatch.concat([silent, batch]).context, [*0 * expected[:2], *expected])  # type: ignore[arg-type]
+    assert LearningBatch.concat([silent, silent]).context is None
+    batch.context = expected.astype(np.float64)  # type: ignore[assignment]
+    with pytest.raises(ValueError, match="context: float64"):
+        batch.validate()
 
 
 def test_without_keys_or_words_the_record_is_as_before() -> None:

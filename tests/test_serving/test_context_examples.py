@@ -3,6 +3,7 @@ context alone decides what is used next."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import NamedTuple
 
 import msgspec
@@ -15,12 +16,15 @@ from hypothesis import strategies as st
 
 from serving.ranker.hashing import ContextHash
 from serving.ranker.inputs import CONTEXT, HASHED, OWN_CONTEXT
+from serving.registry.store import Registry
+from serving.registry.swap import load_verified
 from serving.settings import ServingSettings
 from serving.training.as_served import upon_event
 from serving.training.dataset import InteractionLog, NotEnoughDataError, Sequences, split_by_time
 from serving.training.fused import FusionHead
 from serving.training.networks import network_names
 from serving.training.settings import ExamplesOf, TrainerSettings
+from serving.training.slow_path import run_slow_path
 from serving.training.train import train
 from serving.training.windows import cut_windows, fill
 from tests.test_serving.planted_cases import SETTINGS
@@ -257,3 +261,27 @@ def test_a_head_that_reads_the_context_starts_as_one_that_does_not() -> None:
             same = reading(scores, present, context_of_nobody, features)
             assert torch.allclose(same, plain(scores, present, context_of_nobody, features), atol=1e-6)
             weights.zero_()
+
+
+@pytest.mark.slow
+def test_a_version_says_which_keys_it_reads_and_other_keys_leave_it_out(tmp_path: Path) -> None:
+    registry, log = Registry(str(tmp_path)), device_log(upon_previous=False)
+    chosen = msgspec.structs.replace(SETTINGS, examples="requests", max_epochs=6)
+    first = run_slow_path(log, registry, chosen)
+    assert first is not None
+    assert first.published is not None, first.report.reasons
+    manifest, digest = first.published.manifest, first.published.digest
+    assert manifest.context_keys == KEYS
+    ranker = load_verified(registry, manifest.version, digest, "cpu", context_keys=KEYS)
+    inputs = ranker.inputs_of([["i0"]] * 2, [ranker.vocabulary] * 2)
+    inputs.context[:, -HASHED:] = HASHING.rows([{"device": "phone"}, {"device": "tv"}])
+    for device, row in enumerate(ranker.score_inputs(inputs)):
+        best = [int(ranker.vocabulary[n][1:]) // 6 for n in np.argsort(-row)[:5].tolist()]
+        assert best.count(device) >= 4, "the best are the device's own"
+    again = run_slow_path(log, registry, chosen, manifest.version)
+    assert again is not None
+    assert again.champion_problem == ""
+    log.context_keys = ("country",)
+    other = run_slow_path(log, registry, chosen, manifest.version)
+    assert other is not None
+    assert "context of device, here it is of country" in other.champion_problem

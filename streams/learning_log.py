@@ -214,7 +214,7 @@ class LogWriter:
         ids = self._items.ids
         recent, width, negatives = self._widths
         size = _ROW_BYTES + 8 * width + 4 * (recent + negatives) + rows.event[:, 1].astype(np.int64)
-        size += 2 * rows.context.shape[1]
+        size += 2 * (rows.context.shape[1] + 1)
         size += _spelled(ids.length, rows.code)
         size += _spelled(ids.length, rows.recent).sum(axis=1, dtype=np.int64)
         part = np.cumsum(size) // MAX_RECORD_BYTES

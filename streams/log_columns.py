@@ -47,12 +47,13 @@ def packed_contexts(hashed: Float32, digest: bytes) -> bytes:
     if not hashed.any():
         return b""
     held = np.where(hashed == 0, np.float32(0), hashed).astype("<f2")  # -0.0 is another row than 0.0
-    distinct, which = np.unique(held, axis=0, return_inverse=True)
-    number, named = np.zeros(len(distinct), np.int64), distinct.any(axis=1)
-    number[named] = 1 + np.arange(np.count_nonzero(named))
-    table = distinct[named]
-    count = np.array([len(table)], "<u2")
-    return digest + count.tobytes() + table.tobytes() + number[which.ravel()].astype("<u2").tobytes()
+    whole, size = held.tobytes(), 2 * HASHED
+    number_of = {bytes(size): 0}
+    numbers = [
+        number_of.setdefault(whole[at : at + size], len(number_of)) for at in range(0, len(whole), size)
+    ]
+    table = b"".join(number_of)[size:]
+    return digest + (len(number_of) - 1).to_bytes(2, "little") + table + np.array(numbers, "<u2").tobytes()
 
 
 def unpacked_contexts(packed: bytes, n: int) -> Float32 | None:

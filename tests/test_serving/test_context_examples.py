@@ -23,6 +23,7 @@ from serving.training.as_served import upon_event
 from serving.training.dataset import InteractionLog, NotEnoughDataError, Sequences, split_by_time
 from serving.training.fused import FusionHead
 from serving.training.networks import network_names
+from serving.training.pasts import Pasts
 from serving.training.settings import ExamplesOf, TrainerSettings
 from serving.training.slow_path import run_slow_path
 from serving.training.train import train
@@ -285,3 +286,34 @@ def test_a_version_says_which_keys_it_reads_and_other_keys_leave_it_out(tmp_path
     other = run_slow_path(log, registry, chosen, manifest.version)
     assert other is not None
     assert "context of device, here it is of country" in other.champion_problem
+
+
+@given(
+    st.integers(3, 40),
+    st.lists(
+        st.lists(st.tuples(st.integers(0, 3), st.booleans(), st.integers(0, 5)), min_size=1, max_size=8),
+        max_size=12,
+    ),
+)
+@settings(max_examples=40, deadline=None)
+def test_what_was_said_beside_the_event_before_is_known_while_the_ring_holds_it(
+    capacity: int, batches: list[list[tuple[int, bool, int]]]
+) -> None:
+    pasts = Pasts(capacity, most_seen=100)
+    done: list[tuple[int, bool, int]] = []
+    for number, batch in enumerate(part[:capacity] for part in batches):
+        users, positive, said = (list(column) for column in zip(*batch, strict=True))
+        contexts = np.zeros((len(batch), HASHED), np.float32)
+        contexts[:, 0] = said
+        items = np.arange(len(done), len(done) + len(batch), dtype=np.int32)
+        given_ = None if number % 3 == 1 else contexts
+        newest = pasts.add(users, items, items.astype(np.int64) * 1000, np.array(positive), given_)
+        before = pasts.before(newest, np.full(len(batch), 999, np.int32), np.arange(1000, dtype=np.int32))
+        found = pasts.contexts_at(before.newest_at)
+        whole = done + [(u, p, 0 if given_ is None else s) for u, p, s in batch]
+        oldest = max(0, len(whole) - capacity)
+        for n, user in enumerate(users):
+            own = [one for one in whole[oldest : len(done) + n] if one[0] == user and one[1]]
+            expected = own[-1][2] if own else 0
+            assert (0 if found is None else found[n, 0]) == expected
+        done = whole

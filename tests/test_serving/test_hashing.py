@@ -14,6 +14,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from online_models.item_table import ItemTable
+from serving.query import Query, QueryBatch
 from serving.ranker.hashing import ContextHash, squashed
 from serving.ranker.inputs import CONTEXT, HASHED, OWN_CONTEXT, context_of
 
@@ -110,3 +112,17 @@ def test_nothing_said_is_zeros_behind_the_rest(hashed: npt.NDArray[np.float32] |
     assert plain[:, :own].tobytes() == whole[:, :own].tobytes()
     assert not plain[:, own:].any()
     assert np.array_equal(whole[:, own:], said)
+
+
+def test_a_batch_of_queries_keeps_each_one_s_context_however_it_is_cut() -> None:
+    said = ContextHash(("device",)).rows([{"device": "tv"}, None, {"device": "phone"}, {"device": "car"}])
+    nobody = np.zeros(2, np.float32)
+    queries = [Query((), (), nobody, 1, hashed=None if n == 1 else row) for n, row in enumerate(said)]
+    whole = QueryBatch.of(queries, ItemTable(), 3)
+    assert np.array_equal(whole.hashed, said)
+    assert np.array_equal(whole.part(1, 3).hashed, said[1:3])
+    assert np.array_equal(whole.take(np.array([3, 0, 3])).hashed, said[[3, 0, 3]])
+    for batch in (whole, QueryBatch.of(queries[1:2], ItemTable(), 3)):
+        twice = QueryBatch.joined([batch, batch])
+        assert np.array_equal(twice.hashed, np.concatenate([batch.hashed, batch.hashed]))
+    assert QueryBatch.of(queries[1:2], ItemTable(), 3).hashed.shape == (1, 0)

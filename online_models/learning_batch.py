@@ -65,6 +65,8 @@ class LearningBatch:
     user: NDArray[np.uint64] = field(default_factory=lambda: np.zeros(0, dtype=np.uint64))
     value: NDArray[np.float32] = field(default_factory=lambda: np.zeros(0, dtype=np.float32))
     kind: int = LEARN
+    context: NDArray[np.float32] | None = None
+    """float32[n, H], what was said beside each event, hashed; None is nothing. No item model reads it."""
 
     def __post_init__(self) -> None:
         if not len(self.user):
@@ -112,6 +114,8 @@ class LearningBatch:
         _check_type("negatives", self.negatives, np.int32, (n, None))
         _check_type("user", self.user, np.uint64, (n,))
         _check_type("value", self.value, np.float32, (n,))
+        if self.context is not None:
+            _check_type("context", self.context, np.float32, (n, None))
         if not isinstance(self.table_epoch, int):
             _check_type("table_epoch", self.table_epoch, np.int64, (n,))
 
@@ -137,6 +141,7 @@ class LearningBatch:
             user=self.user[start:stop],
             value=self.value[start:stop],
             kind=self.kind,
+            context=None if self.context is None else self.context[start:stop],
         )
 
     def take(self, keep: NDArray[np.intp]) -> LearningBatch:
@@ -148,6 +153,7 @@ class LearningBatch:
             user_before=self.user_before[keep], user_after=self.user_after[keep],
             negatives=self.negatives[keep], table_epoch=epoch if isinstance(epoch, int) else epoch[keep],
             user=self.user[keep], value=self.value[keep], kind=self.kind,
+            context=None if self.context is None else self.context[keep],
         )  # fmt: skip
 
     @classmethod
@@ -182,6 +188,7 @@ class LearningBatch:
             user=np.concatenate([batch.user for batch in batches]),
             value=np.concatenate([batch.value for batch in batches]),
             kind=batches[0].kind,
+            context=_joined_contexts(batches),
         )
 
     def epochs(self) -> NDArray[np.int64]:
@@ -193,6 +200,16 @@ class LearningBatch:
         epoch = self.table_epoch
         newest = epoch if isinstance(epoch, int) else int(epoch.max(initial=-1))
         return max(newest, 0)
+
+
+def _joined_contexts(batches: Sequence[LearningBatch]) -> NDArray[np.float32] | None:
+    """One behind the other, zeros for a batch without; None where none has any."""
+    width = max((batch.context.shape[1] for batch in batches if batch.context is not None), default=0)
+    if not width:
+        return None
+    none = [np.zeros((len(batch), width), dtype=np.float32) for batch in batches]
+    given = [batch.context for batch in batches]
+    return np.concatenate([n if one is None else one for one, n in zip(given, none, strict=True)])
 
 
 def _renamed(index: NDArray[np.int32], column: NDArray[np.int32]) -> NDArray[np.int32]:

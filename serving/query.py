@@ -40,6 +40,8 @@ class Query:
     recent_times_ms: Sequence[int] = ()
     now_ms: int = 0
     """The time that the list is made for, by the events' clock; 0 unknown."""
+    hashed: Float32 | None = None
+    """float32[HASHED] of what was said beside the event or the request (`ContextHash`); None is nothing."""
 
 
 @dataclass(slots=True)
@@ -70,8 +72,12 @@ class QueryBatch:
     """int64[n, L]: their times, -1 unknown."""
     now_ms: npt.NDArray[np.int64] = field(default_factory=lambda: np.empty(0, dtype=np.int64))
     """int64[n]: the time that each list is made for, by the events' clock; 0 unknown."""
+    hashed: Float32 = field(default_factory=lambda: np.empty((0, 0), dtype=np.float32))
+    """float32[n, HASHED] of what was said beside each event or request (`ContextHash`), or [n, 0]."""
 
     def __post_init__(self) -> None:
+        if len(self.hashed) != len(self.recent):
+            self.hashed = np.empty((len(self.recent), 0), dtype=np.float32)
         if self.recent_kinds.shape != self.recent.shape:
             self.recent_kinds = np.full(self.recent.shape, -1, dtype=np.int32)
         if self.recent_times_ms.shape != self.recent.shape:
@@ -99,6 +105,7 @@ class QueryBatch:
             recent_kinds=np.concatenate([part.recent_kinds for part in parts]),
             recent_times_ms=np.concatenate([part.recent_times_ms for part in parts]),
             now_ms=np.concatenate([part.now_ms for part in parts]),
+            hashed=np.concatenate([part.hashed for part in parts]),
         )
 
     @classmethod
@@ -133,6 +140,7 @@ class QueryBatch:
             recent_kinds=kinds,
             recent_times_ms=times_ms,
             now_ms=np.array([query.now_ms for query in queries], dtype=np.int64),
+            hashed=_hashed_of(queries),
         )
 
     def part(self, start: int, stop: int) -> QueryBatch:
@@ -150,6 +158,7 @@ class QueryBatch:
             recent_kinds=self.recent_kinds[start:stop],
             recent_times_ms=self.recent_times_ms[start:stop],
             now_ms=self.now_ms[start:stop],
+            hashed=self.hashed[start:stop],
         )
 
     def take(self, positions: npt.NDArray[np.intp]) -> QueryBatch:
@@ -169,7 +178,18 @@ class QueryBatch:
             recent_kinds=self.recent_kinds[positions],
             recent_times_ms=self.recent_times_ms[positions],
             now_ms=self.now_ms[positions],
+            hashed=self.hashed[positions],
         )
+
+
+def _hashed_of(queries: Sequence[Query]) -> Float32:
+    """float32[n, HASHED], zeros for a query without; [n, 0] where none has any."""
+    given = {n: query.hashed for n, query in enumerate(queries) if query.hashed is not None}
+    width = max((len(row) for row in given.values()), default=0)
+    whole = np.zeros((len(queries), width), dtype=np.float32)
+    for n, row in given.items():
+        whole[n] = row
+    return whole
 
 
 def joined_rows(parts: Sequence[Int32]) -> tuple[Int32, Int32]:

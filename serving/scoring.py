@@ -233,5 +233,5 @@ def asked_of(
         features = candidate_features(found, items, batch.now_ms, batch.seen_count)[:, :width]
     else:
         features = np.zeros((*rows.shape, len(FEATURES)), dtype=np.float32)
-    context = context_of(batch.now_ms, (idle_ms / 1000.0).astype(np.float32), batch.seen_count)
+    context = context_of(batch.now_ms, (idle_ms / 1000.0).astype(np.float32), batch.seen_count, batch.hashed)
     return Asked(wanted.recent, kinds, times_ms, context, rows, features)

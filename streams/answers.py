@@ -13,6 +13,7 @@ import numpy.typing as npt
 from serving.list_encoding import ListEncoder
 from serving.pipeline import Pipeline
 from serving.query import Query, QueryBatch, RankedBatch
+from serving.ranker.hashing import ContextHash
 from streams.events import Request
 from streams.intake import Batch
 from streams.learner import JUDGED, Learner
@@ -46,6 +47,7 @@ class Answers:
         judge: ShadowJudge | None = None,
     ) -> None:
         self._settings = settings
+        self._hashing = ContextHash(settings.ranker.context_keys)
         self._pipeline = pipeline
         self._pipeline.event_types = ()  # those of other shards, whose codes may mean other types
         self._shards = shards
@@ -98,7 +100,9 @@ class Answers:
         if len(wave):
             count = np.full(len(wave), self._settings.trigger.count, np.int32)
             now_ms = batch.events.time_ms[wave]
-            self._asked.append((wave, self._queries(batch.rows[wave], count, now_ms)))
+            queries = self._queries(batch.rows[wave], count, now_ms)
+            queries.hashed = batch.hashed(wave)
+            self._asked.append((wave, queries))
 
     def to_events(self, batch: Batch, online_offset: int) -> OutputRecords | None:
         """One list for each event that was asked for, in that order; None of none."""
@@ -134,6 +138,7 @@ class Answers:
         count = np.array([r.request.count or self._settings.trigger.count for r in requests], np.int32)
         now_ms = np.array([r.kafka_time_ms for r in requests], np.int64)
         queries = self._queries(np.array(rows, np.int32), count, now_ms)
+        queries.hashed = self._hashing.rows([r.request.context for r in requests])
         queries.requests = {
             n: query for n, r in enumerate(requests) if (query := self._special(r.request)) is not None
         }

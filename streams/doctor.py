@@ -87,7 +87,10 @@ def _ranker(settings: Settings) -> tuple[str, str]:
     if live is None or live.digest is None:
         return "note", "none yet: lists come from the online models until `freshet trainer` has published one"
     registry = open_registry(settings)
-    ranker = load_verified(registry, live.version, live.digest, wish=Wish.of(settings.ranker))
+    keys = settings.ranker.context_keys
+    ranker = load_verified(
+        registry, live.version, live.digest, wish=Wish.of(settings.ranker), context_keys=keys
+    )
     return "ok", f"{live.version} loads and passes its probe; in force: {ranker.session.in_force}"
 
 

@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from streams import user_kernels as kernels
 from streams.clients import partition_for
+from streams.contexts import ContextReader
 from streams.dead_letters import dead_letter
 from streams.event_columns import EventColumns, EventReader
 from streams.records import Record
@@ -29,6 +30,7 @@ from streams.validation import AcceptedRequest, EventValidator, Tombstone, late
 __all__ = ["Batch", "Intake"]
 
 Int32 = npt.NDArray[np.int32]
+Float32 = npt.NDArray[np.float32]
 
 
 @dataclass(slots=True)
@@ -55,6 +57,12 @@ class Batch:
     """Records of `events` in the micro-batch, good or not."""
     shards: dict[int, Shard] = field(default_factory=dict)
     """Every shard that a record of the batch belongs to."""
+    contexts: Float32 = field(default_factory=lambda: np.empty((0, 0), np.float32))
+    """float32[n, HASHED]: `ContextHash` of each event's context; without rows where no keys are read."""
+
+    def hashed(self, places: Int32) -> Float32:
+        """float32[m, HASHED] of events at places int32[m]; [m, 0] where no keys are read."""
+        return self.contexts[places] if len(self.contexts) else np.empty((len(places), 0), np.float32)
 
     def waves(self) -> list[Int32]:
         """`accepted` such that each wave holds at most one event per user, in order of arrival: a user's
@@ -72,6 +80,7 @@ class Intake:
 
     def __init__(self, settings: Settings, partitions: int) -> None:
         self.reader = EventReader(settings.validation, partitions)
+        self._contexts = ContextReader(settings.ranker.context_keys)
         self.validator = EventValidator(settings.validation, lambda key: partition_for(key, partitions))
         self._partitions = partitions
         self._window_ms = settings.user_state.dedupe_window_s * 1000
@@ -105,6 +114,7 @@ class Intake:
         columns, rejected = self.reader.read(events)
         batch = self._judge(columns, shards)
         batch.records = len(events)
+        batch.contexts = self._contexts.of(events, columns.index)
         batch.shards = {message.partition(): shards[message.partition()] for message in others}
         batch.shards |= {p: shards[p] for p in np.unique(columns.partition).tolist()}
         batch.shards |= {found.partition: shards[found.partition] for _, found in rejected}

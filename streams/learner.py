@@ -7,6 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from online_models.item_state import ItemState
+from serving.ranker.hashing import ContextHash
 from streams import user_kernels as kernels
 from streams.intake import Batch
 from streams.item_codes import ItemCodes
@@ -42,6 +43,7 @@ class Learner:
             (settings.names["events"], settings.names["users"], settings.names["items"]),
             self._widths,
             items.settings_digest,
+            ContextHash(settings.ranker.context_keys).digest,
         )
         self.withdrawals = Withdrawals(settings, items, shards)
         self._discount = 1.0 / np.log2(np.arange(JUDGED, dtype=np.float64) + 2.0)
@@ -105,6 +107,7 @@ class Learner:
             after=after,
             kind=np.zeros(m, np.uint8),
             table_epoch=self._items.epoch,
+            context=batch.hashed(wave),
         )
         return _interleaved(rows, withdrawn) if withdrawn else rows
 
@@ -171,8 +174,12 @@ def joined(parts: list[Interactions]) -> Interactions | None:
     columns = {
         name: np.concatenate([getattr(part, name) for part in parts])
         for name in Interactions.__slots__
-        if name not in ("data", "table_epoch")
+        if name not in ("data", "table_epoch", "context")
     }
+    width = max(part.context.shape[1] for part in parts)  # rows that take back have none
+    columns["context"] = np.zeros((sum(map(len, parts)), width), np.float32)
+    for part, end in zip(parts, np.cumsum([len(part) for part in parts]).tolist(), strict=True):
+        columns["context"][end - len(part) : end, : part.context.shape[1]] = part.context
     return Interactions(data=parts[0].data, table_epoch=parts[0].table_epoch, **columns)
 
 

@@ -17,7 +17,7 @@ earlier one taught, or make every replica forget a user or an item (docs/decisio
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any, Protocol
 
@@ -29,6 +29,7 @@ from online_models.learning_batch import LEARN, PAIR, UNCOUNT, UNPAIR, WITHDRAW,
 from streams import log_kernels as kernels
 from streams.errors import LearningLogError
 from streams.id_table import IdTable
+from streams.log_columns import joined_bytes, packed_contexts, split_ids, unpacked_contexts
 
 __all__ = [
     "FORGET_ITEM",
@@ -69,7 +70,7 @@ class Interactions:
     -row - 2 for a row of the item table at `table_epoch`, -1 none; recent also an item's code where it has no
     row; before and after
     float32[n, d], the user's factor around this event; value float64[n], NaN = none; kind uint8[n], what the
-    row does.
+    row does. context float32[n, HASHED] or [n, 0]: `ContextHash` of the event's own.
     """
 
     data: npt.NDArray[np.uint8]
@@ -88,6 +89,11 @@ class Interactions:
     after: Float32
     kind: npt.NDArray[np.uint8]
     table_epoch: int
+    context: Float32 = field(default_factory=lambda: np.empty((0, 0), np.float32))
+
+    def __post_init__(self) -> None:
+        if len(self.context) != len(self.code):
+            self.context = np.empty((len(self.code), 0), np.float32)
 
     def __len__(self) -> int:
         return len(self.code)
@@ -142,6 +148,13 @@ class LogRecord(msgspec.Struct, array_like=True):
     after: bytes
     kind: bytes = b""
     """What each interaction does; empty where all of them happened."""
+    context: bytes = b""
+    """`streams.log_columns.packed_contexts`; empty where no event said anything."""
+
+    @property
+    def contexts(self) -> Float32 | None:
+        """float32[n, HASHED]; None where no event said anything; raises as `column`."""
+        return unpacked_contexts(self.context, self.n)
 
     @property
     def kinds(self) -> npt.NDArray[np.uint8]:
@@ -151,11 +164,11 @@ class LogRecord(msgspec.Struct, array_like=True):
     @property
     def item_ids(self) -> list[str]:
         """The ids that `item`, and `recent` where it is not negative, index into."""
-        return _split(self.item_bytes, self.item_lengths, "item")
+        return split_ids(self.item_bytes, self.item_lengths, "item")
 
     @property
     def event_ids(self) -> list[str]:
-        return _split(self.event_bytes, self.event_lengths, "event")
+        return split_ids(self.event_bytes, self.event_lengths, "event")
 
     def column(self, name: str, dtype: str, width: int | None = None) -> npt.NDArray[Any]:
         """Column `name` as an array [n], or [n, width] (which may be 0 wide); raises LearningLogError when
@@ -169,20 +182,6 @@ class LogRecord(msgspec.Struct, array_like=True):
             )
         values = np.frombuffer(raw, dtype)
         return values if width is None else values.reshape(self.n, width)
-
-
-def _split(joined: bytes, lengths: bytes, name: str) -> list[str]:
-    ends = np.cumsum(np.frombuffer(lengths[: len(lengths) & ~1], "<u2"), dtype=np.int64).tolist()
-    wanted = ends[-1] if ends else 0
-    if wanted != len(joined) or len(lengths) % 2:
-        raise LearningLogError(
-            f"learning log: {len(joined)} bytes of {name} ids, {wanted} expected ({len(lengths)} bytes of"
-            " lengths)"
-        )
-    try:
-        return [joined[start:end].decode() for start, end in zip([0, *ends], ends, strict=False)]
-    except UnicodeDecodeError as error:
-        raise LearningLogError(f"learning log: {name} ids that are not UTF-8 ({error})") from error
 
 
 _encoder = msgspec.msgpack.Encoder()
@@ -200,12 +199,13 @@ class LogWriter:
         topics: tuple[str, str, str],
         widths: tuple[int, int, int],
         settings_digest: str,
+        context_digest: bytes = b"",
     ) -> None:
         self._items = items
         self._kinds = kinds
         self._topics = list(topics)
         self._widths = widths
-        self._digest = settings_digest
+        self._digest, self._context_digest = settings_digest, context_digest
         self._place = np.zeros(0, np.int64)
         self._stamp = 0
 
@@ -214,6 +214,7 @@ class LogWriter:
         ids = self._items.ids
         recent, width, negatives = self._widths
         size = _ROW_BYTES + 8 * width + 4 * (recent + negatives) + rows.event[:, 1].astype(np.int64)
+        size += 2 * (rows.context.shape[1] + 1)
         size += _spelled(ids.length, rows.code)
         size += _spelled(ids.length, rows.recent).sum(axis=1, dtype=np.int64)
         part = np.cumsum(size) // MAX_RECORD_BYTES
@@ -239,9 +240,9 @@ class LogWriter:
             widths=self._widths,
             table_epoch=rows.table_epoch,
             item_lengths=ids.length[codes].astype("<u2").tobytes(),
-            item_bytes=_joined(ids.arena, ids.start[codes], ids.length[codes]),
+            item_bytes=joined_bytes(ids.arena, ids.start[codes], ids.length[codes]),
             event_lengths=rows.event[start:end, 1].astype("<u2").tobytes(),
-            event_bytes=_joined(rows.data, rows.event[start:end, 0], rows.event[start:end, 1]),
+            event_bytes=joined_bytes(rows.data, rows.event[start:end, 0], rows.event[start:end, 1]),
             event_types=kinds,
             topics=self._topics,
             item=item.tobytes(),
@@ -258,6 +259,7 @@ class LogWriter:
             before=rows.before[start:end].tobytes(),
             after=rows.after[start:end].tobytes(),
             kind=does.tobytes() if does.any() else b"",
+            context=packed_contexts(rows.context[start:end], self._context_digest),
         )
         return _encoder.encode(record)
 
@@ -265,13 +267,6 @@ class LogWriter:
 def _spelled(lengths: Int32, codes: Int32) -> npt.NDArray[np.int64]:
     """Bytes that item codes may take in a record's table of ids; rows of the item table take none there."""
     return np.where(codes >= 0, 3 + lengths[np.maximum(codes, 0)].astype(np.int64), 0)
-
-
-def _joined(data: npt.NDArray[np.uint8], starts: npt.NDArray[Any], lengths: npt.NDArray[Any]) -> bytes:
-    """The spans of `data` one behind the other."""
-    out = np.empty(int(lengths.sum()), np.uint8)
-    kernels.join(data, starts.astype(np.int64), lengths.astype(np.int64), out)
-    return out.tobytes()
 
 
 def decode_record(value: bytes | None, where: str) -> LogRecord:
@@ -356,10 +351,8 @@ def _steps(
     if record.settings_digest != settings_digest:
         raise LearningLogError(
             f"{where}: learned under settings {record.settings_digest[:12]}, this worker runs "
-            f"{settings_digest[:12]}. "
-            "All workers need the same [models] settings, kernel version and CPU target; to change them, "
-            "stop all "
-            "workers and start on a new topic prefix, or replay the events."
+            f"{settings_digest[:12]}. All workers need the same [models] settings, kernel version and CPU "
+            "target; to change them, stop all workers and start on a new topic prefix, or replay the events."
         )
     keep, whole = _teaching(record)
     if not record.kind:
@@ -383,6 +376,7 @@ def _teaching(record: LogRecord) -> tuple[npt.NDArray[np.intp], LearningBatch | 
     keep = np.flatnonzero((item >= 0) & (weight != 0) & (record.kinds <= UNCOUNT))
     if not len(keep):
         return keep, None
+    contexts = record.contexts
     return keep, LearningBatch(
         table_epoch=record.table_epoch,
         item_ids=record.item_ids,
@@ -396,4 +390,5 @@ def _teaching(record: LogRecord) -> tuple[npt.NDArray[np.intp], LearningBatch | 
         negatives=record.column("negatives", "<i4", negatives_width)[keep],
         user=record.column("token", "<u8")[keep],
         value=record.column("value", "<f8")[keep].astype(np.float32),
+        context=None if contexts is None else contexts[keep],
     )

@@ -169,7 +169,7 @@ class Trainer:
                 max(low, self._start),
                 ", and schedule.on_drift raises no alarm" if settings.schedule.on_drift else "",
             )
-        self._log = TrainingLog(settings.trainer.max_interactions, replay)
+        self._log = TrainingLog(settings.trainer.max_interactions, replay, settings.ranker.context_keys)
         self._log.follow_to(end, settings.trainer.head_examples)
         log.info("following the learning log from offset %d", max(low, self._start))
         return PartitionReader(settings, {self._key: self._start})

@@ -96,7 +96,11 @@ def _read(
     """The data set's learning log, as `Trainer` would have read it."""
     chosen = data.events[:events]
     worker = LocalWorker(settings)
-    training = TrainingLog(settings.trainer.max_interactions, made_replay(settings) if world.leads else None)
+    training = TrainingLog(
+        settings.trainer.max_interactions,
+        made_replay(settings) if world.leads else None,
+        settings.ranker.context_keys,
+    )
     training.follow_to(-(-len(chosen) // BATCH_EVENTS), settings.trainer.head_examples)
 
     def told(done: int) -> None:

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
+from collections.abc import Sequence
 
+import msgspec
 import numpy as np
 
 from online_models.learning_batch import LEARN, WITHDRAW
+from serving.ranker.hashing import ContextHash
 from serving.training.dataset import InteractionLog
 from serving.training.examples import Examples
 from serving.training.replay import FeatureReplay
 from streams.errors import LearningLogError
 from streams.learning_log import FORGET_ITEM, FORGET_USER, LogRecord, learn_record
+from streams.log_columns import DIGEST_BYTES
 from streams.settings import Settings
 from streams.trainer_drift import DriftWatch
 
@@ -28,16 +32,21 @@ class TrainingLog:
     """Takes the log's records in, and gives what is trained on; memory is bounded by `most` interactions.
 
     `replay`, where there is one, sees every record and keeps the newest examples. It must have seen the log
-    from its beginning, since records name items by the rows that they have then.
+    from its beginning, since records name items by the rows that they have then. Contexts count that were
+    hashed of `context_keys`; others' columns mean something else.
     """
 
-    def __init__(self, most: int, replay: FeatureReplay | None = None) -> None:
+    def __init__(
+        self, most: int, replay: FeatureReplay | None = None, context_keys: Sequence[str] = ()
+    ) -> None:
         self.most = most
         self.seen = 0
         """Interactions so far, those dropped again included."""
         self.offset = -1
         """Of the newest record taken in."""
+        self._context_digest = ContextHash(context_keys).digest
         self._data = InteractionLog()
+        self._data.context_keys = tuple(context_keys)
         self._taken_back = TakenBack()
         self._replay = replay
         self._records = 0
@@ -45,6 +54,8 @@ class TrainingLog:
 
     def add(self, record: LogRecord, offset: int, where: str) -> None:
         """Take the record at `offset` in; `where` names it. Raises LearningLogError for a broken one."""
+        if record.context[:DIGEST_BYTES] != self._context_digest:
+            record = msgspec.structs.replace(record, context=b"")
         self.seen += append_record(self._data, record, offset)
         self._taken_back.add(record, offset)
         self.offset, self._records = offset, self._records + 1
@@ -98,6 +109,7 @@ def made_replay(settings: Settings, drift: DriftWatch | None = None) -> FeatureR
         capacity,
         list_length=settings.trigger.count,
         judged=None if drift is None else drift.judge,
+        examples=settings.trainer.examples,
     )
 
 
@@ -164,6 +176,7 @@ def append_record(data: InteractionLog, record: LogRecord, offset: int) -> int:
     item = record.column("item", "<i4")
     keep = (item >= 0) & (record.column("weight", "<f4") > 0) & (record.kinds == LEARN)
     codes = np.array(data.type_codes(record.event_types), dtype=np.int64)
+    contexts = record.contexts
     data.append(
         user=record.column("token", "<u8")[keep],
         item_ids=record.item_ids,
@@ -173,5 +186,6 @@ def append_record(data: InteractionLog, record: LogRecord, offset: int) -> int:
         weight=record.column("weight", "<f4")[keep],
         offset=offset,
         value=record.column("value", "<f8")[keep],
+        context=None if contexts is None else contexts[keep],
     )
     return int(np.count_nonzero(keep))

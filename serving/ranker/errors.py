@@ -34,13 +34,15 @@ REFUSAL_KINDS = {
     "file": "a file that is missing, is no ONNX graph, vocabulary or probe, or is not let in",
     "signature": "other inputs or outputs than ours",
     "features": "trained on other online features than this code makes",
+    "context": "reads other keys of `context` than `ranker.context_keys` names here",
     "vocabulary": "vocabulary and manifest disagree",
     "not_finite": "scores that are no numbers",
     "probe": "golden inputs do not give the golden scores",
 }
 """Why a version is refused at load; the values say it in words."""
-FAULTS_OF_THE_VERSION = frozenset(REFUSAL_KINDS) - {"store", "load", "slow"}
-"""Those that another worker would find, too; the others may lie with the machine or the moment."""
+FAULTS_OF_THE_VERSION = frozenset(REFUSAL_KINDS) - {"store", "load", "slow", "context"}
+"""Those that another worker would find, too; the others may lie with the machine, the moment or this worker's
+settings."""
 
 
 class RankerError(Exception):

@@ -14,14 +14,29 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["CONTEXT", "FEATURES", "INPUTS", "OUTPUT", "Contents", "RankerInputs", "context_of", "gap_buckets"]
+__all__ = [
+    "CONTEXT",
+    "FEATURES",
+    "HASHED",
+    "INPUTS",
+    "OUTPUT",
+    "OWN_CONTEXT",
+    "WIDTHS",
+    "Contents",
+    "RankerInputs",
+    "context_of",
+    "gap_buckets",
+]
 
 Int64 = npt.NDArray[np.int64]
 Float32 = npt.NDArray[np.float32]
 
-CONTEXT = ("hour_sin", "hour_cos", "weekday_sin", "weekday_cos", "log_idle", "log_seen")
+OWN_CONTEXT = ("hour_sin", "hour_cos", "weekday_sin", "weekday_cos", "log_idle", "log_seen")
 """Time of day and of week (UTC) of the request, ln(1 + seconds since the newest event) / 16, ln(1 + items
 seen) / 8."""
+HASHED = 16
+"""Columns of what the producer said in `context`; see `serving.ranker.hashing`."""
+CONTEXT = (*OWN_CONTEXT, *(f"hashed_{column}" for column in range(HASHED)))
 FEATURES = ("covisitation", "popularity", "factor", "count", "exposure", "recency")
 """What the online models say of a candidate as the list is made; see `serving.features`."""
 INPUTS: dict[str, tuple[str, int]] = {
@@ -34,6 +49,8 @@ INPUTS: dict[str, tuple[str, int]] = {
     "item_vectors": ("float32", 2),
 }
 """Element type and number of dimensions of each input, in the graph's order."""
+WIDTHS = {"context": len(CONTEXT), "features": len(FEATURES)}
+"""Size of the last dimension of the inputs where it is fixed."""
 OUTPUT = "scores"
 DAY_S = 86_400.0
 GAP_BUCKETS = 16
@@ -80,17 +97,20 @@ class RankerInputs:
         )
 
 
-def context_of(now_ms: Int64, idle_s: Float32, seen: npt.NDArray[np.int32]) -> Float32:
+def context_of(
+    now_ms: Int64, idle_s: Float32, seen: npt.NDArray[np.int32], hashed: Float32 | None = None
+) -> Float32:
     """float32[n, len(CONTEXT)] of request times int64[n] (ms since the epoch), seconds since the newest event
-    float32[n], and items seen int32[n].
+    float32[n], items seen int32[n], and hashed float32[n, HASHED]; None, or [n, 0], is zeros.
 
-    >>> context_of(np.array([0]), np.zeros(1, np.float32), np.zeros(1, np.int32)).round(2).tolist()
+    >>> context_of(np.array([0]), np.zeros(1, np.float32), np.zeros(1, np.int32))[:, :6].round(2).tolist()
     [[0.0, 1.0, -0.43, -0.9, 0.0, 0.0]]
     """
     days = np.asarray(now_ms, dtype=np.float64) / (1000.0 * DAY_S)
     hour = 2.0 * np.pi * (days % 1.0)
     weekday = 2.0 * np.pi * (np.floor(days + 4.0) % 7.0) / 7.0  # the epoch was a Thursday; Sunday is 0
-    columns = (
+    whole = np.zeros((len(days), len(CONTEXT)), dtype=np.float32)
+    own = (
         np.sin(hour),
         np.cos(hour),
         np.sin(weekday),
@@ -98,7 +118,11 @@ def context_of(now_ms: Int64, idle_s: Float32, seen: npt.NDArray[np.int32]) -> F
         np.log1p(np.maximum(idle_s, 0.0)) / 16.0,
         np.log1p(np.maximum(seen, 0)) / 8.0,
     )
-    return np.stack(columns, axis=1).astype(np.float32)
+    for column, values in enumerate(own):
+        whole[:, column] = values
+    if hashed is not None and hashed.shape[1]:
+        whole[:, len(OWN_CONTEXT) :] = hashed
+    return whole
 
 
 def gap_buckets(gaps_s: Float32) -> Int64:

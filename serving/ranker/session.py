@@ -15,7 +15,7 @@ import onnxruntime as ort
 
 from serving.ranker.bucketing import Buckets
 from serving.ranker.errors import RankerError
-from serving.ranker.inputs import INPUTS, OUTPUT, RankerInputs
+from serving.ranker.inputs import INPUTS, OUTPUT, WIDTHS, RankerInputs
 from serving.ranker.providers import CPU, CUDA, InForce, Kernel, Wish
 from serving.ranker.settings import GraphOptimization, Provider
 
@@ -162,6 +162,13 @@ class RankerSession:
                 f"{{'{OUTPUT}': ('tensor(float)', 2)}}. Export it with `serving.training.export`.",
                 "signature",
             )
+        for name, shape in ((i.name, i.shape) for i in self._session.get_inputs()):
+            if name in WIDTHS and isinstance(shape[-1], int) and shape[-1] != WIDTHS[name]:
+                raise RankerError(
+                    f"signature: the file's `{name}` has {shape[-1]} columns, {WIDTHS[name]} are given. It "
+                    "was exported by another version of the code: train again.",
+                    "signature",
+                )
 
 
 class _Items:

@@ -31,6 +31,9 @@ class RankerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     however often one looks.
     `probation_events`: for so many judged events after a swap the version before goes on being scored beside
     the new one, and is live again when it is found better; 0 turns that off.
+    `context_keys`: keys of the `context` of events and requests that the networks read, hashed
+    (`serving.ranker.hashing`). Workers and trainer need the same; a version that was trained with others is
+    refused.
     """
 
     provider: Provider = "auto"
@@ -45,3 +48,4 @@ class RankerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     shadow_max_events: Annotated[int, msgspec.Meta(ge=1)] = 5000
     rollback_alpha: Annotated[float, msgspec.Meta(gt=0, lt=1)] = 0.01
     probation_events: Annotated[int, msgspec.Meta(ge=0)] = 2000
+    context_keys: Annotated[tuple[str, ...], msgspec.Meta(max_length=16)] = ()

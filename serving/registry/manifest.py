@@ -170,6 +170,9 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     features_digest: str = ""
     """`serving.features.FEATURES_DIGEST` as it was at training; "" in a version that reads none."""
     content: tuple[ContentInput, ...] = ()
+    context_keys: tuple[str, ...] = ()
+    """Keys of `context` whose hashed values the network reads (`ranker.context_keys` at training); none: it
+    reads none."""
     compression: dict[str, dict[str, float]] = {}
     """What each way to compress gave, by its name: size_bytes, latency_ms, ndcg_at_10 and so on."""
 

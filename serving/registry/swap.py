@@ -11,6 +11,7 @@ import dataclasses
 import logging
 import threading
 import time
+from collections.abc import Sequence
 from typing import Literal
 
 import msgspec
@@ -76,8 +77,10 @@ def load_verified(
     *,
     wish: Wish | None = None,
     latency_budget_ms: float | None = None,
+    context_keys: Sequence[str] = (),
 ) -> Ranker:
     """Load a version that has passed every check, ready to serve; `wish` holds the provider, too.
+    `context_keys` are those whose values it will be given.
 
     1. Fetch the manifest; its digest must be the announced one.
     2. Fetch model, vocabulary and golden probe; sizes, digests, no external data, no foreign operators.
@@ -89,6 +92,7 @@ def load_verified(
     """
     try:
         stored = registry.fetch(version, expected_digest, _READ, _READ_WHERE_THERE)  # 1, 2
+        _check_context(stored.manifest.context_keys, tuple(context_keys))
         ranker = _load(stored, wish or Wish(provider))  # 3
         latency_ms = median_latency_ms(ranker)  # 4
         if latency_budget_ms is not None and latency_ms > latency_budget_ms:
@@ -141,6 +145,16 @@ def _load(stored: StoredVersion, wish: Wish) -> Ranker:
         contents=_contents(stored),
         content=tuple((part.name, part.dim) for part in manifest.content),
     )
+
+
+def _check_context(trained: tuple[str, ...], given: tuple[str, ...]) -> None:
+    """A version that reads no context is served under any keys."""
+    if trained and trained != given:
+        raise RankerError(
+            f"trained on the context of {', '.join(trained)}, here it is of {', '.join(given) or 'no keys'} "
+            "(ranker.context_keys): give workers and trainer the same keys, and train again",
+            "context",
+        )
 
 
 def _contents(stored: StoredVersion) -> npt.NDArray[np.float32] | None:
@@ -309,6 +323,7 @@ class RankerSlot:
                 digest,
                 wish=Wish.of(self._settings),
                 latency_budget_ms=self._settings.load_latency_budget_ms,
+                context_keys=self._settings.context_keys,
             )
         except RankerRefusedError as error:
             reason, kind = str(error), error.kind

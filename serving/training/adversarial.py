@@ -142,7 +142,7 @@ class Generator:
     ) -> tuple[Tensor, Tensor]:
         """Places int64[n, k] drawn from the generator's softmax, never the target or what was seen, and the
         log of their probabilities float32[n, k]."""
-        states = self.network.states(tokens, contents)[position]
+        states = self.network.queries(tokens, contents)[position]
         never = torch.cat([torch.zeros_like(seen[:, :1]), seen, targets.unsqueeze(1)], dim=1)
         logits = self.network.logits(states, contents)[:, :-1].scatter(1, never, float("-inf"))
         log_probabilities = nn.functional.log_softmax(logits.float(), dim=1)

@@ -81,7 +81,8 @@ def digest_of_run(
     found.update(msgspec.json.encode(split.vocabulary))
     train = split.train
     columns = (train.starts, train.items, train.types, train.times_ms, train.targets, train.values)
-    for column in (*columns, split.contents, split.judged):
+    said = (train.context, train.contexts, train.upon_event)
+    for column in (*columns, split.contents, split.judged, *said):
         found.update(b"none" if column is None else np.ascontiguousarray(column).data)
     for name, values in sorted((warm_start or {}).items()):
         found.update(name.encode() + np.ascontiguousarray(values).tobytes())

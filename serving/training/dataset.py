@@ -1,4 +1,4 @@
-"""The learning log as columns, its split by time, and the sequences a network learns from.
+"""The log's columns split by time, and the sequences a network learns from.
 
 Order of events is the log's order; the split is by event time. What is held out as newest is never in a
 training sequence, and the history of a held-out event is what stood before it in the log, which is what
@@ -9,149 +9,36 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from serving.ranker.inputs import Contents, context_of
+from serving.training.as_served import upon_event
+from serving.training.interaction_log import InteractionLog
 from serving.training.settings import TrainerSettings
+
+__all__ = [
+    "Bool",
+    "EvaluationSlice",
+    "Float32",
+    "Int32",
+    "Int64",
+    "InteractionLog",
+    "LogSplit",
+    "NotEnoughDataError",
+    "Sequences",
+    "split_by_time",
+]
 
 Int64 = npt.NDArray[np.int64]
 Int32 = npt.NDArray[np.int32]
 Float32 = npt.NDArray[np.float32]
 Bool = npt.NDArray[np.bool_]
 
-_COLUMNS: dict[str, type[np.generic]] = {
-    "user": np.uint64,
-    "item": np.int32,
-    "time_ms": np.int64,
-    "event_type": np.uint8,
-    "weight": np.float32,
-    "offset": np.int64,
-    "value": np.float32,
-}
-
-
-_MOST_TYPES = 255
-"""Event types that a byte tells apart, less one for "unknown"."""
-
 
 class NotEnoughDataError(Exception):
     """The log holds too little to train on; says how much there is and how much is asked for."""
-
-
-class InteractionLog:
-    """Growable columns of interactions, in log order.
-
-    >>> log = InteractionLog()
-    >>> log.append(user=[1, 1], item_ids=["a", "b"], item=[0, 1], time_ms=[10, 20], event_type=[0, 0],
-    ...            weight=[1.0, -1.0], offset=5)
-    >>> len(log), log.item_ids, log.column("offset").tolist()
-    (2, ['a', 'b'], [5, 5])
-    """
-
-    def __init__(self) -> None:
-        self.item_ids: list[str] = []
-        self.event_types: list[str] = []
-        """Names of the event types 0, 1, ..., where they have any."""
-        self._rows: dict[str, int] = {}
-        self._columns = {name: np.empty(1024, dtype=dtype) for name, dtype in _COLUMNS.items()}
-        self._length = 0
-
-    def __len__(self) -> int:
-        return self._length
-
-    def append(
-        self,
-        *,
-        user: npt.ArrayLike,
-        item_ids: Sequence[str],
-        item: npt.ArrayLike,
-        time_ms: npt.ArrayLike,
-        event_type: npt.ArrayLike,
-        weight: npt.ArrayLike,
-        offset: npt.ArrayLike,
-        value: npt.ArrayLike = np.nan,
-    ) -> None:
-        """Append n interactions. `item` indexes `item_ids`, the caller's own table; `offset` may be one for
-        all, and so may `value`, what an event says of its item (rating, dwell seconds; NaN is nothing).
-
-        Raises ValueError, and appends nothing, when a column's length differs, an index is out of range or a
-        weight is not finite.
-        """
-        local = np.asarray(item, dtype=np.int64)
-        n = len(local)
-        if n and (local.min() < 0 or local.max() >= len(item_ids)):
-            raise ValueError(
-                f"item: indices {local.min()}..{local.max()} outside the {len(item_ids)} item ids given"
-            )
-        columns: dict[str, npt.NDArray[Any]] = {
-            "user": np.asarray(user, dtype=np.uint64),
-            "time_ms": np.asarray(time_ms, dtype=np.int64),
-            "event_type": np.asarray(event_type, dtype=np.uint8),
-            "weight": np.asarray(weight, dtype=np.float32),
-            "offset": np.broadcast_to(np.asarray(offset, dtype=np.int64), (n,)),
-            "value": np.broadcast_to(np.asarray(value, dtype=np.float32), (n,)),
-        }
-        for name, values in columns.items():
-            if values.shape != (n,):
-                raise ValueError(f"{name}: shape {values.shape}, expected ({n},) as `item` has")
-        if not np.isfinite(columns["weight"]).all():
-            raise ValueError("weight: holds a value that is not finite")
-        columns["item"] = self._intern(item_ids, local)
-        self._reserve(n)
-        for name, values in columns.items():
-            self._columns[name][self._length : self._length + n] = values
-        self._length += n
-
-    def column(self, name: str) -> npt.NDArray[Any]:
-        """The used part of one column, a view: user uint64, item int32, time_ms int64, event_type uint8,
-        weight, offset, value."""
-        return self._columns[name][: self._length]
-
-    def type_codes(self, names: Sequence[str]) -> list[int]:
-        """The number of each event type, a new one for a new name; types beyond 255 share the last."""
-        for name in names:
-            if name not in self.event_types and len(self.event_types) < _MOST_TYPES:
-                self.event_types.append(name)
-        return [
-            self.event_types.index(name) if name in self.event_types else _MOST_TYPES - 1 for name in names
-        ]
-
-    def newest(self, count: int) -> InteractionLog:
-        """The newest `count` interactions, in a log of their own; this one where it holds no more."""
-        if len(self) <= count:
-            return self
-        return self.chosen(np.arange(len(self) - count, len(self)))
-
-    def chosen(self, rows: npt.NDArray[Any]) -> InteractionLog:
-        """Those rows, in a log of their own that knows their items alone."""
-        rest = InteractionLog()
-        rest.event_types = list(self.event_types)
-        rest.append(item_ids=self.item_ids, **{name: self.column(name)[rows] for name in _COLUMNS})
-        return rest
-
-    def _intern(self, item_ids: Sequence[str], local: Int64) -> Int64:
-        table = np.full(len(item_ids), -1, dtype=np.int64)
-        for index in dict.fromkeys(local.tolist()):
-            item_id = item_ids[index]
-            row = self._rows.get(item_id)
-            if row is None:
-                row = self._rows[item_id] = len(self.item_ids)
-                self.item_ids.append(item_id)
-            table[index] = row
-        return table[local]
-
-    def _reserve(self, n: int) -> None:
-        capacity = len(self._columns["item"])
-        if self._length + n <= capacity:
-            return
-        grown = max(2 * capacity, self._length + n)
-        for name, column in self._columns.items():
-            fresh = np.empty(grown, dtype=column.dtype)
-            fresh[: self._length] = column[: self._length]
-            self._columns[name] = fresh
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,6 +52,9 @@ class Sequences:
     times_ms: Int64  # [N]
     targets: Bool  # [N] may be learned as the next item: weight > 0
     values: Float32 | None = None  # [N], NaN where an event has none; None where no event has one
+    context: Int32 | None = None  # [N] row of `contexts`, what was said beside the event; 0 is nothing
+    contexts: Float32 | None = None  # [K, HASHED]; None where nothing was said anywhere
+    upon_event: Bool | None = None  # [N] the list that the event answers was made upon the event before it
 
     def chosen(self, rows: Int64 | Bool, starts: Int64) -> Sequences:
         """The rows of a mask or in an order; `starts` int64[U + 1] says where the users then begin."""
@@ -175,6 +65,9 @@ class Sequences:
             times_ms=self.times_ms[rows],
             targets=self.targets[rows],
             values=None if self.values is None else self.values[rows],
+            context=None if self.context is None else self.context[rows],
+            contexts=self.contexts,
+            upon_event=None if self.upon_event is None else self.upon_event[rows],
         )
 
     def __len__(self) -> int:
@@ -194,6 +87,8 @@ class EvaluationSlice:
     positions: Int64  # [n] where the event itself stands in `items`
     users: Int64 = field(default_factory=lambda: np.zeros(1, np.int64))
     """[U + 1]: where each user begins in `items`; needed by `at` alone."""
+    said: Sequences | None = None
+    """The same rows, for what was said beside them and which list they answer; None is nothing, requests."""
 
     def __len__(self) -> int:
         return len(self.positions)
@@ -240,10 +135,18 @@ class EvaluationSlice:
         return np.where(inside, np.maximum(gaps_ms, 0) / 1000.0, 0.0).astype(np.float32)
 
     def context(self) -> Float32:
-        """float32[n, len(CONTEXT)] as of the events held out."""
+        """float32[n, len(CONTEXT)] of the lists that the events held out answer."""
         now_ms, seen = self.times_ms[self.positions], self.positions - self.starts
         newest_ms = np.where(seen > 0, self.times_ms[np.maximum(self.positions - 1, 0)], now_ms)
-        return context_of(now_ms, ((now_ms - newest_ms) / 1000.0).astype(np.float32), seen.astype(np.int32))
+        asked, said = self.positions, self.said
+        if said is not None and said.upon_event is not None:
+            before = said.upon_event[asked] & (seen > 0)
+            now_ms, asked = np.where(before, newest_ms, now_ms), asked - before
+        hashed = None
+        if said is not None and said.context is not None and said.contexts is not None:
+            hashed = said.contexts[said.context[asked]]
+        idle_s = ((now_ms - newest_ms) / 1000.0).astype(np.float32)
+        return context_of(now_ms, idle_s, seen.astype(np.int32), hashed)
 
     def _before(self, length: int) -> tuple[Int64, Bool]:
         columns = self.positions[:, None] - np.arange(length, 0, -1)[None, :]
@@ -267,6 +170,7 @@ class LogSplit:
     event_type_names: tuple[str, ...] = ()  # of types 1, 2, ...
     content: tuple[tuple[str, int], ...] = ()  # (name, components) of what `contents` is made of
     judged: Bool | None = None  # [N] rows of `train` for early stopping; None: the newest
+    context_keys: tuple[str, ...] = ()  # whose values `train.contexts` hashes; none where it has none
 
 
 def split_by_time(
@@ -303,7 +207,12 @@ def split_by_time(
     vocabulary = tuple(log.item_ids[row] for row in known)
     values = log.column("value")[rows]
     has_values = bool(np.isfinite(values).any())
-    columns = Sequences(starts, items, types, times_ms, positive, values if has_values else None)
+    users, codes = log.column("user")[rows], log.column("context")[rows]
+    columns = Sequences(
+        starts, items, types, times_ms, positive, values if has_values else None,
+        codes if (said := bool(codes.any())) else None, log.contexts.rows if said else None,
+        upon_event(users, times_ms, settings.examples),
+    )  # fmt: skip
     return LogSplit(
         vocabulary=vocabulary,
         train=_sequences(columns, table[items], in_train, len(known) + 1),
@@ -316,6 +225,7 @@ def split_by_time(
         interactions=len(log),
         event_type_names=tuple(log.event_types[: int(log.column("event_type").max()) + 1]),
         content=contents.spec if contents is not None else (),
+        context_keys=log.context_keys if said else (),
     )
 
 
@@ -367,7 +277,7 @@ def _evaluation_slice(
     )
     ids = tuple(log.item_ids)
     return EvaluationSlice(
-        ids, items, columns.types, columns.times_ms, rows, begin[fresh], held_out[fresh], starts
+        ids, items, columns.types, columns.times_ms, rows, begin[fresh], held_out[fresh], starts, columns
     )
 
 

@@ -24,7 +24,7 @@ _NEVER = -1e9
 
 
 class Ensemble(nn.Module):
-    """Networks of one vocabulary as one; its states are theirs, side by side."""
+    """Networks of one vocabulary as one; its queries are theirs, side by side."""
 
     def __init__(self, members: Sequence[SequenceNetwork]) -> None:
         super().__init__()
@@ -39,9 +39,9 @@ class Ensemble(nn.Module):
         """The members."""
         return [member for member in self.members if isinstance(member, SequenceNetwork)]
 
-    def states(self, tokens: Tokens, contents: Tensor) -> Tensor:
+    def queries(self, tokens: Tokens, contents: Tensor) -> Tensor:
         """float32[B, T, sum of their widths]."""
-        states = [member.states(tokens, contents) for member in self.networks()]
+        states = [member.queries(tokens, contents) for member in self.networks()]
         self._widths = [state.shape[2] for state in states]
         return torch.cat(states, dim=2)
 

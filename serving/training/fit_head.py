@@ -98,7 +98,7 @@ def fit_head(
         return None
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
-        blend = FusionHead.blending(serving or ServingSettings())
+        blend = FusionHead.blending(serving or ServingSettings(), network.shape.context > 0)
     head = copy.deepcopy(blend)
     _fit(head, fitting, judging, settings.seed)
     factor = _sharpening(blend, fitting)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from serving.ranker.inputs import CONTEXT, FEATURES
+from serving.ranker.inputs import FEATURES, HASHED, OWN_CONTEXT
 from serving.settings import ServingSettings
 from serving.training.networks.base import SequenceNetwork, tokens_of
 
@@ -21,24 +21,30 @@ class FusionHead(nn.Module):
 
     z_i = [log softmax of the network's scores over the candidates; features of i] and x the context. The log
     softmax makes scores of different users, and of models trained apart, comparable (a log-linear pool of
-    opinions, Genest and Zidek, Statistical Science 1986).
+    opinions, Genest and Zidek, Statistical Science 1986). The hashed part of the context has weights of its
+    own, from zero, in a head that `reads_hashed`; another is the same whatever stands there.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, reads_hashed: bool = False) -> None:
         super().__init__()
         inputs = 1 + len(FEATURES)
-        self.gate = nn.Linear(len(CONTEXT), inputs)
-        self.hidden = nn.Linear(inputs + len(CONTEXT), _HIDDEN)
+        self.hashed_gate: nn.Parameter | None = None
+        self.hashed_hidden: nn.Parameter | None = None
+        if reads_hashed:
+            self.hashed_gate = nn.Parameter(torch.zeros(inputs, HASHED))
+            self.hashed_hidden = nn.Parameter(torch.zeros(_HIDDEN, HASHED))
+        self.gate = nn.Linear(len(OWN_CONTEXT), inputs)
+        self.hidden = nn.Linear(inputs + len(OWN_CONTEXT), _HIDDEN)
         self.out = nn.Linear(_HIDDEN, 1, bias=False)
         nn.init.zeros_(self.gate.weight)
         nn.init.constant_(self.gate.bias, 0.3)
         nn.init.zeros_(self.out.weight)
 
     @classmethod
-    def blending(cls, settings: ServingSettings) -> FusionHead:
+    def blending(cls, settings: ServingSettings, reads_hashed: bool = False) -> FusionHead:
         """A head that gives what `serving.scoring` would blend with the settings' weights: where fitting
         starts."""
-        head = cls()
+        head = cls(reads_hashed)
         weights = {
             "covisitation": settings.covisitation_weight,
             "popularity": settings.popularity_weight,
@@ -51,15 +57,20 @@ class FusionHead(nn.Module):
 
     def forward(self, scores: Tensor, present: Tensor, context: Tensor, features: Tensor) -> Tensor:
         """float32[B, C] of network scores float32[B, C], present bool[B, C] (not padding), context
-        float32[B, K] and features float32[B, C, F]."""
+        float32[B, len(CONTEXT)] and features float32[B, C, F]."""
+        own, hashed = context[:, : len(OWN_CONTEXT)], context[:, len(OWN_CONTEXT) :]
         lowest = torch.finfo(scores.dtype).min
         masked = torch.where(present, scores, torch.full_like(scores, lowest))
         opinion = scores - torch.logsumexp(masked, dim=1, keepdim=True)
         opinion = torch.where(present, opinion, torch.zeros_like(opinion))
         z = torch.cat([opinion.unsqueeze(2), features], dim=2)
-        weights = self.gate(context)
-        whole = torch.cat([z, context.unsqueeze(1).expand(-1, z.shape[1], -1)], dim=2)
-        correction = self.out(torch.tanh(self.hidden(whole))).squeeze(2)
+        weights = self.gate(own)
+        whole = torch.cat([z, own.unsqueeze(1).expand(-1, z.shape[1], -1)], dim=2)
+        hidden = self.hidden(whole)
+        if self.hashed_gate is not None and self.hashed_hidden is not None:
+            weights = weights + nn.functional.linear(hashed, self.hashed_gate)
+            hidden = hidden + nn.functional.linear(hashed, self.hashed_hidden).unsqueeze(1)
+        correction = self.out(torch.tanh(hidden)).squeeze(2)
         joined: Tensor = torch.matmul(z, weights.unsqueeze(2)).squeeze(2) + correction
         return joined
 
@@ -85,7 +96,8 @@ class ExportedRanker(nn.Module):
         """float32[B, C]; see `serving.ranker.inputs.RankerInputs`."""
         types = torch.clamp(history_types, max=self.network.shape.event_types)
         tokens, column = tokens_of(history, types, history_gaps_s)
-        states = self.network.encode(tokens, column, item_vectors)
+        hashed = context[:, len(OWN_CONTEXT) :]
+        states = self.network.query(tokens, column, hashed, item_vectors)
         scores = self.network.scores(states, candidates, item_vectors)
         if self.head is None:
             return scores

@@ -84,7 +84,7 @@ class Objective(nn.Module):
 
     def _of(self, inputs: Tokens, picked: _Picked) -> Tensor:
         contents, teacher = self._beside
-        states = self.network.states(inputs, contents)[picked.position]
+        states = self.network.queries(inputs, contents)[picked.position]
         loss = self._ranking(states, picked)
         weight = self._settings.adversarial_weight
         if self.adversary is not None:
@@ -126,7 +126,7 @@ class Objective(nn.Module):
         vectors = self.network.item_embedding.weight
         self.network.shift = perturbation(loss, vectors, self._settings.adversarial_epsilon)
         try:
-            return self._ranking(self.network.states(inputs, contents)[picked.position], picked)
+            return self._ranking(self.network.queries(inputs, contents)[picked.position], picked)
         finally:
             self.network.shift = None
 
@@ -135,7 +135,7 @@ class Objective(nn.Module):
     ) -> Tensor:
         contents, _ = self._beside
         with torch.no_grad():
-            taught = teacher.states(inputs, contents)[picked.position]
+            taught = teacher.queries(inputs, contents)[picked.position]
         weight, temperature = self._settings.distillation_weight, self._settings.distillation_temperature
         soft = soft_loss(
             self.network,

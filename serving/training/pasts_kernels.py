@@ -23,19 +23,19 @@ Longs = NDArray[np.int64]
 def walk(
     newest: Longs, wanted: Ints, oldest: int, items: Ints, previous: Longs, times_ms: Longs, stamps: Longs,
     stamp: int, most: int, row_of: Ints, blocked: Ints, ends: Ints, seen_count: Ints, newest_ms: Longs,
-    is_repeat: Bools,
+    newest_at: Longs, is_repeat: Bools,
 ) -> None:  # fmt: skip
     """Fill the columns of `Before` for n chains; stamps int64[>= codes], none above `stamp` before."""
     room, size = items.shape[0], 0
     for event in range(newest.shape[0]):
         mark, first, place = stamp + event + 1, size, newest[event]
-        newest_ms[event], is_repeat[event] = -1, False
+        newest_ms[event], newest_at[event], is_repeat[event] = -1, -1, False
         while place >= oldest and size - first < most:
             at = place % room
             code = items[at]
             if code >= 0:
-                if newest_ms[event] < 0:
-                    newest_ms[event] = times_ms[at]
+                if newest_ms[event] < 0 and times_ms[at] >= 0:
+                    newest_ms[event], newest_at[event] = times_ms[at], at
                 if stamps[code] != mark:
                     stamps[code] = mark
                     blocked[size] = row_of[code]

@@ -162,6 +162,7 @@ def manifest_of(
         features=tuple(FEATURES) if is_fused else (),
         features_digest=FEATURES_DIGEST if is_fused else "",
         content=tuple(ContentInput(name=name, dim=dim) for name, dim in split.content),
+        context_keys=split.context_keys,
     )
 
 

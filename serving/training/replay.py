@@ -24,15 +24,17 @@ from serving.catalogue import Catalogue
 from serving.features import candidate_features
 from serving.filters import Filter
 from serving.query import Query, QueryBatch
-from serving.ranker.inputs import FEATURES
+from serving.ranker.inputs import FEATURES, context_of
 from serving.retrieval import Retriever
 from serving.retrieval.nearest import NearestItems
 from serving.scoring import Opinion, asked_of, blended
 from serving.settings import ServingSettings
+from serving.training.as_served import upon_event
 from serving.training.example_ring import ExampleRing
 from serving.training.examples import Examples
 from serving.training.item_rows import ItemRows
 from serving.training.pasts import Before, Pasts
+from serving.training.settings import ExamplesOf
 
 __all__ = ["Examples", "FeatureReplay"]
 
@@ -73,9 +75,10 @@ class FeatureReplay:
         sample_from: int = 0,
         list_length: int = 10,
         judged: Judged | None = None,
+        examples: ExamplesOf = "requests",
     ) -> None:
         """`share` of the positive events become examples, evenly. Lists of `list_length` are asked for.
-        `judged` is told of examples as they are made."""
+        `judged` is told of examples as they are made. `examples` says which lists they are of."""
         self.items = ItemState(models)
         self.offset = 0
         self.sample_from = sample_from
@@ -83,6 +86,7 @@ class FeatureReplay:
         self._share = share
         self._list_length = list_length
         self._judged = judged
+        self._examples_of: ExamplesOf = examples
         self._positive = 0
         self._just_withdrawn: tuple[int, set[tuple[int, int]]] = (-1, set())
         self._nearest = NearestItems(self.items)
@@ -118,7 +122,7 @@ class FeatureReplay:
         codes, users = self._codes.codes_of(batch.item_ids), batch.user.tolist()
         if batch.kind == LEARN:
             item = codes[batch.item]
-            newest = self._pasts.add(users, item, batch.time_ms, batch.weight > 0)
+            newest = self._pasts.add(users, item, batch.time_ms, batch.weight > 0, batch.context)
             chosen = self._chosen(batch, users, item)
             if len(chosen):
                 self._make(
@@ -187,7 +191,7 @@ class FeatureReplay:
             target_items=self._codes.codes_of(events.item_ids)[events.item],
             features=asked.features,
             online=online,
-            context=asked.context,
+            context=self._context(events, before),
             users=events.user,
             times_ms=events.time_ms,
             offsets=np.full(len(events), self.offset, dtype=np.int64),
@@ -214,6 +218,17 @@ class FeatureReplay:
             recent_times_ms=times_ms,
             now_ms=events.time_ms,
         )
+
+    def _context(self, events: LearningBatch, before: Before) -> Float32:
+        """float32[n, len(CONTEXT)] of the lists that the events answer: asked for just before, or, by
+        `as_served.upon_event`, made upon their users' positive events before, with no time in between."""
+        upon = upon_event(events.user, events.time_ms, self._examples_of) & (before.newest_ms >= 0)
+        made_ms = np.where(upon, before.newest_ms, events.time_ms)
+        idle_ms = np.where(before.newest_ms >= 0, np.maximum(made_ms - before.newest_ms, 0), 0)
+        hashed = self._pasts.contexts_at(np.where(upon, before.newest_at, -1))
+        if hashed is not None and events.context is not None:
+            hashed = np.where(upon[:, None], hashed, events.context)
+        return context_of(made_ms, (idle_ms / 1000.0).astype(np.float32), before.seen_count, hashed)
 
     def _missed(
         self, queries: QueryBatch, found: kernels.Found, missed: npt.NDArray[np.intp], names: list[str]

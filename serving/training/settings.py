@@ -12,6 +12,7 @@ Fraction = Annotated[float, msgspec.Meta(gt=0.0, lt=0.5)]
 Rate = Annotated[float, msgspec.Meta(ge=0.0, lt=1.0)]
 Device = Literal["auto", "cpu", "cuda"]
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
+ExamplesOf = Literal["events", "requests", "both"]
 Loss = Literal["auto", "full_softmax", "sampled_softmax", "gbce", "bce", "in_batch"]
 
 
@@ -101,6 +102,9 @@ class TrainerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     `head_examples`: newest events whose lists are kept, to fit the head that joins in the online features and
     to judge rankers as they will be served; 0 trains none. `head_min_examples`: fewer that the network was
     not fitted on train none, too.
+    `examples`: for which lists events count as examples. "events": those made upon the user's event before
+    (`trigger.events`), with no time in between; "requests": those asked for just before the event; "both":
+    half of the events each.
     `loss`: "auto" is the network's own. `full_softmax_limit`: above this vocabulary, sampled softmax with
     `negatives` draws a batch replaces the full one. `negatives_per_target`: draws of "bce" and "gbce";
     `gbce_calibration`: 0 is plain cross-entropy, 1 undoes its overconfidence (Petrov and Macdonald 2023).
@@ -143,6 +147,7 @@ class TrainerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     validation_fraction: Fraction = 0.05
     head_examples: Annotated[int, msgspec.Meta(ge=0)] = 20_000
     head_min_examples: Positive = 300
+    examples: ExamplesOf = "both"
     loss: Loss = "auto"
     full_softmax_limit: Positive = 20_000
     negatives: Positive = 1024

@@ -96,7 +96,7 @@ def run_slow_path(
     clock = _Clock(progress if world.leads else None)
     clock.stage("dataset", 0.0, f"{len(log)} interactions")
     split = split_by_time(log, settings, contents)  # 1
-    incumbent, problem = _load_champion(registry, champion, world)
+    incumbent, problem = _load_champion(registry, champion, log.context_keys, world)
     if folder is not None and world.leads:
         checkpoint.remove_stale(folder)
     own = _own_folder(folder, split, settings, champion)
@@ -222,14 +222,16 @@ class _Clock:
         self._progress(Stage("train", 0.02 + 0.78 * min(1.0, done), text + eta))
 
 
-def _load_champion(registry: Registry, version: str | None, world: World) -> tuple[_Champion | None, str]:
+def _load_champion(
+    registry: Registry, version: str | None, context_keys: tuple[str, ...], world: World
+) -> tuple[_Champion | None, str]:
     """The champion, or why it is left out: by every process of `world` when one can't load it, since all must
     begin with the same weights."""
     if version is None:
         return None, ""
     found, problem = None, ""
     try:
-        found = _champion(registry, version)
+        found = _champion(registry, version, context_keys)
     except (RegistryError, RankerRefusedError, safetensors.SafetensorError) as error:
         problem = f"champion {version} is left out: {error}"
     if world.either(found is None):
@@ -237,9 +239,9 @@ def _load_champion(registry: Registry, version: str | None, world: World) -> tup
     return found, ""
 
 
-def _champion(registry: Registry, version: str) -> _Champion:
+def _champion(registry: Registry, version: str, context_keys: tuple[str, ...]) -> _Champion:
     stored = registry.fetch(version, names=(WEIGHTS_FILE,))
-    ranker = load_verified(registry, version, stored.digest, "cpu")
+    ranker = load_verified(registry, version, stored.digest, "cpu", context_keys=context_keys)
     weights = safetensors.numpy.load(stored.files[WEIGHTS_FILE])
     manifest = stored.manifest
     content = tuple((block.name, block.dim) for block in manifest.content)

@@ -173,7 +173,7 @@ def evaluate(network: Ranking, held_out: list[HeldOut], contents: Tensor) -> flo
         for part in held_out:
             targets = torch.from_numpy(part.batch.targets).to(device)
             chosen = targets > 0
-            states, target = network.states(tokens(part.batch, device), contents)[chosen], targets[chosen]
+            states, target = network.queries(tokens(part.batch, device), contents)[chosen], targets[chosen]
             for first in range(0, len(target), at_once):
                 block = slice(first, first + at_once)
                 scores = network.logits(states[block], contents)
@@ -208,4 +208,6 @@ def _check(loss: Tensor, number: int) -> None:
 
 def tokens(batch: Batch, device: torch.device | None = None) -> Tokens:
     """A batch's inputs as tensors."""
-    return Tokens(*(torch.from_numpy(x).to(device) for x in (batch.inputs, batch.types, batch.gaps)))
+    items, types, gaps = (torch.from_numpy(x).to(device) for x in (batch.inputs, batch.types, batch.gaps))
+    said = batch.context
+    return Tokens(items, types, gaps, None if said is None else torch.from_numpy(said).to(device))

@@ -113,7 +113,9 @@ class _Run:
     ) -> None:
         torch.manual_seed(epoch_seed(settings.seed, 0))
         self.place, self._settings = place, settings
-        shape = Shape(len(split.vocabulary), split.event_types, split.contents.shape[1])
+        train = split.train
+        columns = 0 if train.contexts is None else train.contexts.shape[1]
+        shape = Shape(len(split.vocabulary), split.event_types, split.contents.shape[1], columns)
         network = build_network(shape, settings)
         self._fit, self._held_out = _held_out(split, settings)
         trained: set[str] = set()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -36,12 +37,17 @@ class Batch:
     target_types: Int64
     rows: Int64  # [B, T] row of each target in the sequences
     target_values: Float32
+    context: Float32 | None = None
+    """float32[B, T, H]: hashed, of the list before each target, where the log has any."""
 
     def part(self, number: int, of: int) -> Batch:
         """Every `of`-th window from `number` on, at the same width: one process's share."""
         if of == 1:
             return self
-        return Batch(**{name: getattr(self, name)[number::of] for name in Batch.__slots__})
+        parts: dict[str, Any] = {
+            name: part[number::of] for name in Batch.__slots__ if (part := getattr(self, name)) is not None
+        }
+        return Batch(**parts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,7 +150,19 @@ def fill(sequences: Sequences, windows: Int64, learn: Bool) -> Batch:
     values = np.full(rows.shape, np.nan, dtype=np.float32)
     if sequences.values is not None:
         values = np.where(learned, sequences.values[rows], values)
-    return Batch(inputs, types, gaps, targets, target_types, rows, values)
+    context = None if sequences.contexts is None else _context(sequences, rows, token)
+    return Batch(inputs, types, gaps, targets, target_types, rows, values, context)
+
+
+def _context(sequences: Sequences, rows: Int64, token: Bool) -> Float32:
+    """float32[B, T, H] of the lists before the rows int64[B, T]: the event's own before it, or, where the
+    list was made upon it, that behind which the row stands; `token` bool[B, T] says where there is one."""
+    assert sequences.context is not None
+    assert sequences.contexts is not None
+    if sequences.upon_event is not None:
+        rows = rows - (token & sequences.upon_event[rows])
+    found: Float32 = sequences.contexts[sequences.context[rows]]
+    return found
 
 
 def _held_out(train: Sequences, held: Bool, settings: TrainerSettings) -> Iterator[HeldOut]:

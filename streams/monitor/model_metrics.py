@@ -75,7 +75,7 @@ MODEL_METRICS: tuple[MetricSpec, ...] = (
                "Ranker versions refused since the worker began.", _refused),
     MetricSpec("freshet_model_refused_total", "counter", ("worker", "kind"),
                "The same by what failed: store, load, slow, manifest, digest, size, file, signature,"
-               " features, vocabulary, not_finite or probe.", _refused_by_kind),
+               " features, context, vocabulary, not_finite or probe.", _refused_by_kind),
     MetricSpec("freshet_model_versions", "gauge", ("status",),
                "Versions in the `models` topic that are live, shadow, dropped, refused or superseded.",
                _versions),

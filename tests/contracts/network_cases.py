@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from serving.ranker.inputs import HASHED
 from serving.training.networks import build_network, network_names
 from serving.training.networks.base import SequenceNetwork, Shape, Tokens
 from serving.training.settings import TrainerSettings
@@ -15,7 +16,7 @@ ITEMS, TYPES, CONTENT, LENGTH = 30, 3, 4, 10
 UNSEEN = ITEMS + 1
 """The place of any item that the export has not seen; above it are such items with content of their own."""
 PLACES = ITEMS + 5
-SHAPE = Shape(ITEMS, TYPES, CONTENT)
+SHAPE = Shape(ITEMS, TYPES, CONTENT, HASHED)
 SETTINGS = TrainerSettings(dim=8, heads=2, blocks=2, history_length=LENGTH, window_stride=LENGTH)
 NETWORKS = network_names()
 
@@ -47,12 +48,14 @@ def history(users: int, length: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def tokens(users: int, length: int) -> Tokens:
-    """Begin mark and `length` tokens for each of `users`."""
+    """Begin mark and `length` tokens for each of `users`, all with a context."""
     rng = np.random.default_rng(3)
     columns = [
         rng.integers(low, high, (users, length)) for low, high in ((1, PLACES), (0, TYPES + 1), (0, 16))
     ]
-    return Tokens(*(torch.from_numpy(np.pad(column, ((0, 0), (1, 0)))) for column in columns))
+    items, types, gaps = (torch.from_numpy(np.pad(column, ((0, 0), (1, 0)))) for column in columns)
+    context = rng.normal(size=(users, length + 1, HASHED)).astype(np.float32)
+    return Tokens(items, types, gaps, torch.from_numpy(context))
 
 
 def assert_close(found: Tensor, expected: Tensor) -> None:

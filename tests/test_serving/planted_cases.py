@@ -79,7 +79,7 @@ def chain_split() -> LogSplit:
 
 
 def next_scores(network: SequenceNetwork, split: LogSplit) -> tuple[Tensor, Tensor, Tensor]:
-    """Each item as the newest: the network's states float32[V, d], its place's item number int64[V], and the
+    """Each item as the newest: the network's queries float32[V, d], its place's item number int64[V], and the
     contents."""
     contents = torch.from_numpy(split.contents)
     items = torch.arange(1, ITEMS + 1).unsqueeze(1)
@@ -87,7 +87,7 @@ def next_scores(network: SequenceNetwork, split: LogSplit) -> tuple[Tensor, Tens
     numbers = torch.tensor([int(name[1:]) for name in split.vocabulary])
     network.eval()
     with torch.no_grad():
-        return network.states(Tokens(*given), contents)[:, 1], numbers, contents
+        return network.queries(Tokens(*given), contents)[:, 1], numbers, contents
 
 
 def share_right(scores: Tensor, numbers: Tensor, step: int) -> float:

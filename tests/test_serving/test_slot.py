@@ -19,6 +19,7 @@ from serving.ranker.errors import (
     RankerRefusedError,
     RegistryError,
 )
+from serving.ranker.inputs import CONTEXT
 from serving.ranker.settings import RankerSettings
 from serving.registry.manifest import (
     GOLDEN_FILE,
@@ -258,9 +259,34 @@ def test_features_of_another_code_are_refused(tmp_path: Path) -> None:
             assert load_verified(registry, version, made.digest, "cpu").version == "v2"
 
 
+def test_a_version_that_reads_other_contexts_is_refused(tmp_path: Path) -> None:
+    registry, published = publish_table(tmp_path, "v0", ITEMS, TABLE)
+    files = registry.fetch("v0").files
+    manifest = msgspec.structs.replace(published.manifest, version="v1", context_keys=("device", "country"))
+    made = registry.publish(manifest, files)
+    for keys in ((), ("device",), ("country", "device")):
+        with pytest.raises(RankerRefusedError, match=r"context of device, country, here it is of") as caught:
+            load_verified(registry, "v1", made.digest, "cpu", context_keys=keys)
+        assert caught.value.kind == "context"
+    for keys in (("device", "country"), ("device",)):
+        version, digest = ("v1", made.digest) if len(keys) == 2 else ("v0", published.digest)
+        assert load_verified(registry, version, digest, "cpu", context_keys=keys).version == version
+
+
+def test_a_graph_of_another_width_is_refused(tmp_path: Path) -> None:
+    """As every one that was exported before contexts came in: its names and types are the same."""
+    model = onnx.load_from_string(table_model(TABLE))
+    [context] = [one for one in model.graph.input if one.name == "context"]
+    context.type.tensor_type.shape.dim[1].dim_value = 6
+    _, published = publish_table(tmp_path, "v1", ITEMS, TABLE, model_onnx=model.SerializeToString())
+    kind, text = kind_of(tmp_path, published.digest)
+    assert kind == "signature"
+    assert f"`context` has 6 columns, {len(CONTEXT)} are given" in text
+
+
 def test_faults_of_the_version_are_kinds() -> None:
     assert set(REFUSAL_KINDS) > FAULTS_OF_THE_VERSION
-    assert {"store", "slow", "load"}.isdisjoint(FAULTS_OF_THE_VERSION)
+    assert {"store", "slow", "load", "context"}.isdisjoint(FAULTS_OF_THE_VERSION)
 
 
 # ── what a manifest says, and what files it names ────────────────────────────────────────────────────────

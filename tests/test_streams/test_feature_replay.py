@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,11 +15,14 @@ import pytest
 from serving.filters import Filter
 from serving.pipeline import Pipeline
 from serving.query import QueryBatch, RankedBatch
+from serving.ranker.inputs import CONTEXT, HASHED
 from serving.scoring import RankerView, asked_of
 from serving.training import replay as replay_module
+from serving.training.as_served import upon_event
 from serving.training.dataset import InteractionLog
 from serving.training.examples import Examples
 from serving.training.replay import FeatureReplay
+from serving.training.settings import ExamplesOf
 from streams.events import Request
 from streams.learning_log import decode_record, learn_record
 from streams.settings import Settings
@@ -30,6 +34,7 @@ from tests.test_streams.user_model import T0, Ev, settings_of
 
 USERS = [f"u{n}" for n in range(12)]
 SERVING = {"covisitation_candidates": 6, "popularity_candidates": 4, "factor_candidates": 3}
+RANKER = {"context_keys": ["device", "volume"]}
 MODELS = {"factors": {"dimension": 3, "negatives": 2}, "covisitation": {"window": 15}}
 
 
@@ -78,12 +83,16 @@ class Serving(Answering):
             self.pipeline.served = []
 
     def serve(self, events: Sequence[Ev]) -> list[Served]:
-        """A list for each event's user, just before it."""
+        """A list for each event's user, as of the event's time and in its context."""
         assert isinstance(self.pipeline, Recording)
         self.pipeline.served = []
         asked = [
             AcceptedRequest(
-                Request(request_id=f"r-{e.event}", user_id=e.user), e.partition, 0, T0 + e.time_ms, 0
+                Request(request_id=f"r-{e.event}", user_id=e.user, context=e.context),
+                e.partition,
+                0,
+                T0 + e.time_ms,
+                0,
             )
             for e in events
         ]
@@ -131,20 +140,64 @@ def stream(rng: random.Random, n: int, items: int) -> Iterator[list[Ev]]:
             elif done and rng.random() < 0.08:
                 old = rng.choice(done)
                 user, fields = old.user, {"retracts": old.event}
-            batch.append(Ev(user, f"e{number}", at, **fields))
+            said = (
+                {"device": ("phone", "tv", "car")[number % 3], "volume": number % 7} if number % 4 else None
+            )
+            batch.append(Ev(user, f"e{number}", at, **fields, context=said))
         done += [e for e in batch if e.retracts is None]
         yield batch
 
 
-def replayed(settings: Settings, seed: int, n: int, items: int, replay: FeatureReplay | None = None) -> Both:
-    worker = Serving(settings)
-    replay = FeatureReplay(settings.models, settings.serving, capacity=n) if replay is None else replay
+class Pasts:
+    """What each user did and has not taken back, of what counts for a user, in order."""
+
+    def __init__(self) -> None:
+        self._events: dict[str, list[Ev]] = {}
+
+    def newest(self, user: str) -> Ev | None:
+        return next(reversed(self._events.get(user, [])), None)
+
+    def add(self, event: Ev) -> None:
+        kept = self._events.setdefault(event.user, [])
+        if event.retracts is not None:
+            kept[:] = [one for one in kept if one.event != event.retracts]
+        elif event.weight > 0:
+            if event.type == "rating":
+                kept[:] = [one for one in kept if (one.type, one.item) != ("rating", event.item)]
+            kept.append(event)
+
+
+def list_before(worker: Serving, pasts: Pasts, event: Ev, examples: ExamplesOf) -> Ev:
+    """The time and context for which the event's list is made: its own, or those of the event before."""
+    before = pasts.newest(event.user)
+    if before is None or worker.users.row(event.user, 0) < 0:
+        return event
+    user, time_ms = np.array([worker.token(event.user)], np.uint64), np.array([T0 + event.time_ms])
+    return before if upon_event(user, time_ms, examples)[0] else event
+
+
+def replayed(
+    settings: Settings,
+    seed: int,
+    n: int,
+    items: int,
+    replay: FeatureReplay | None = None,
+    examples: ExamplesOf = "requests",
+) -> Both:
+    worker, pasts = Serving(settings), Pasts()
+    if replay is None:
+        replay = FeatureReplay(settings.models, settings.serving, capacity=n, examples=examples)
     both, offset = Both(worker, replay, InteractionLog(), {}), 0
     for batch in stream(random.Random(seed), n, items):
         first = [e for k, e in enumerate(batch) if e.user not in {other.user for other in batch[:k]}]
         plain = not any(e.retracts or e.type == "rating" for e in batch)
         plain &= not any(worker.is_met(e.user) for e in first)
-        served, records = worker.serve(first), worker.learn(batch)
+        asked = [replace(e, **for_(list_before(worker, pasts, e, examples))) for e in first]
+        contexts = [one.context for one in worker.serve(asked)]
+        served = [one._replace(context=c) for one, c in zip(worker.serve(first), contexts, strict=True)]
+        records = worker.learn(batch)
+        for event in batch:
+            pasts.add(event)
         for event, one in zip(first, served, strict=True):
             if plain and event.item is not None:
                 both.served[worker.token(event.user), T0 + event.time_ms, event.item] = one
@@ -155,6 +208,10 @@ def replayed(settings: Settings, seed: int, n: int, items: int, replay: FeatureR
             append_record(both.log, record, offset)
             offset += 1
     return both
+
+
+def for_(event: Ev) -> dict[str, Any]:
+    return {"time_ms": event.time_ms, "context": event.context}
 
 
 def as_served(examples: Examples, n: int) -> Served:
@@ -176,7 +233,7 @@ def compared(both: Both) -> Iterator[tuple[Served, Served]]:
 
 @pytest.fixture(scope="module")
 def both() -> Both:
-    return replayed(settings_of(serving=SERVING, models=MODELS), seed=0, n=700, items=60)
+    return replayed(settings_of(serving=SERVING, models=MODELS, ranker=RANKER), seed=0, n=700, items=60)
 
 
 def test_the_replay_gives_what_was_served(both: Both) -> None:
@@ -188,6 +245,20 @@ def test_the_replay_gives_what_was_served(both: Both) -> None:
         assert again.context == served.context
         in_list = ~np.isnan(served.online)
         assert again.online[in_list].tobytes() == served.online[in_list].tobytes()
+
+
+@pytest.mark.parametrize("examples", ["events", "both"])
+def test_lists_upon_events_are_replayed_as_served(examples: ExamplesOf) -> None:
+    """The time and the context of the event before, and no time since."""
+    settings = settings_of(serving=SERVING, models=MODELS, ranker=RANKER)
+    found = replayed(settings, seed=2, n=250, items=60, examples=examples)
+    pairs = list(compared(found))
+    assert len(pairs) > 30
+    assert all(again[:3] == served[:3] for again, served in pairs)
+    contexts = np.array([np.frombuffer(served.context, np.float32) for _, served in pairs])
+    is_idle = contexts[:, CONTEXT.index("log_idle")] > 0
+    assert is_idle.any() == (examples == "both")
+    assert len(np.unique(contexts[:, -HASHED:], axis=0)) > 10
 
 
 def test_items_that_lose_their_rows_change_nothing() -> None:

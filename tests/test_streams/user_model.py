@@ -49,6 +49,7 @@ class Ev:
     retracts: str | None = None
     """Makes it a retract of that event, whatever else it says."""
     rates: float | None = None
+    context: dict[str, str | float | bool] | None = field(default=None, hash=False)
 
     @property
     def kind(self) -> str:
@@ -66,6 +67,7 @@ class Ev:
             "retracts": self.retracts,
             "value": self.rates,
             "timestamp": T0 + self.time_ms,
+            "context": self.context,
         }
         return json.dumps({k: v for k, v in fields.items() if v is not None}).encode()
 

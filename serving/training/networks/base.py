@@ -34,8 +34,8 @@ class Scorer(Protocol):
 class Ranking(Protocol):
     """What can be judged: a network, or several as one."""
 
-    def states(self, tokens: Tokens, contents: Tensor) -> Tensor:
-        """float32[B, T, d], as `SequenceNetwork.states`."""
+    def queries(self, tokens: Tokens, contents: Tensor) -> Tensor:
+        """float32[B, T, d], as `SequenceNetwork.queries`."""
         ...
 
     def logits(self, states: Tensor, contents: Tensor) -> Tensor:
@@ -52,21 +52,24 @@ class Ranking(Protocol):
 
 
 class Shape(NamedTuple):
-    """Sizes that a network is built for: V items, K event types, E components of content."""
+    """Sizes that a network is built for: V items, K event types, E components of content, H columns of
+    hashed context, 0 where it reads none."""
 
     vocabulary: int
     event_types: int = 0
     content: int = 1
+    context: int = 0
 
 
 class Tokens(NamedTuple):
     """Sequences behind a begin mark (column 0, all zeros), 0 on the right: items int64[B, T] (places),
     types int64[B, T] (event type, 0 = unknown), gaps int64[B, T] (`gap_buckets` of the seconds since the item
-    before)."""
+    before), and context float32[B, T, H], hashed, of the list behind each token, where any is known."""
 
     items: Tensor
     types: Tensor
     gaps: Tensor
+    context: Tensor | None = None
 
 
 class SequenceNetwork(nn.Module, ABC):
@@ -78,6 +81,9 @@ class SequenceNetwork(nn.Module, ABC):
     Rendle et al., "Neural Collaborative Filtering vs. Matrix Factorization Revisited", RecSys 2020, for the
     dot product. `default_loss` is what `trainer.loss = "auto"` trains this network on; `inner_product` says
     whether a score is one, which several heads need.
+
+    What was said beside the event or the request that asks for a list comes in behind all layers: u_h + M x,
+    x the hashed context and M from zero, so that it can favour items of its own, whatever the history.
     """
 
     default_loss: ClassVar[str] = "full_softmax"
@@ -94,6 +100,9 @@ class SequenceNetwork(nn.Module, ABC):
         self.content = nn.Linear(shape.content, settings.dim, bias=False)
         self.type_embedding = nn.Embedding(shape.event_types + 1, settings.dim)
         self.gap_embedding = nn.Embedding(GAP_BUCKETS, settings.dim)
+        self.context_map: nn.Parameter | None = None
+        if shape.context:
+            self.context_map = nn.Parameter(torch.zeros(self.state_width, shape.context))
         self.heads: Heads | None = None
         self.hidden: Tensor | None = None
         self.shift: Tensor | None = None
@@ -111,6 +120,24 @@ class SequenceNetwork(nn.Module, ABC):
         states = self.states(tokens, contents)
         index = column.view(-1, 1, 1).expand(-1, 1, states.shape[2])
         return torch.gather(states, 1, index).squeeze(1)
+
+    @property
+    def state_width(self) -> int:
+        """d: components of a state."""
+        return self.dim
+
+    def queries(self, tokens: Tokens, contents: Tensor) -> Tensor:
+        """float32[B, T, d]: the states as they are scored, each with its token's context."""
+        return self._in_context(self.states(tokens, contents), tokens.context)
+
+    def query(self, tokens: Tokens, column: Tensor, context: Tensor | None, contents: Tensor) -> Tensor:
+        """float32[B, d]: `encode`, with the context float32[B, H] that the list is asked for in."""
+        return self._in_context(self.encode(tokens, column, contents), context)
+
+    def _in_context(self, states: Tensor, context: Tensor | None) -> Tensor:
+        if self.context_map is None or context is None:
+            return states
+        return states + nn.functional.linear(context, self.context_map)
 
     def embed(self, tokens: Tokens, contents: Tensor) -> Tensor:
         """float32[B, T, d]: item, event type and gap of each token, added up."""

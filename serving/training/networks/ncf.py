@@ -38,6 +38,10 @@ class NeuMF(PooledNetwork):
         self.second = nn.Linear(settings.dim, settings.dim // 2)
         self.out = nn.Linear(settings.dim // 2, 1, bias=False)
 
+    @property
+    def state_width(self) -> int:
+        return self.dim // 2 + self.dim
+
     def users(self, pooled: Tensor) -> Tensor:
         users: Tensor = self.user(pooled)
         return users

@@ -81,6 +81,8 @@ class Pipeline:
         """`contents` gives content vectors of items that a ranker has never seen."""
         self.event_types: tuple[str, ...] = ()
         """Names of the codes in `QueryBatch.recent_kinds`."""
+        self.lacking: str | None = None
+        """Why there is no ranker though one should serve: lists made without one are then `degraded`."""
         self.items = items
         self._contents = contents
         self.catalogue = catalogue
@@ -131,13 +133,16 @@ class Pipeline:
     def recommend_batch(self, batch: QueryBatch) -> RankedBatch:
         """One list for each query; shorter than asked for only when no more items may be served.
 
-        By falling score, equal scores by item id. When the ranker fails, all lists are made without it.
+        By falling score, equal scores by item id. When the ranker fails, all lists are made without it,
+        and say so, as they do where one is `lacking`.
         """
         if not len(batch):
             return RankedBatch.empty(0, 0)
         allowed = Filter(self.items.items, self.catalogue, int(time.time() * 1000))
         ranked = self._in_parts(batch, allowed, self._view)
-        if ranked.degraded is not None:
+        if self._view is None:
+            ranked.degraded = self.lacking
+        elif ranked.degraded is not None:
             ranked = replace(self._in_parts(batch, allowed, None), degraded=ranked.degraded)
         if batch.requests:
             self._add_unknown(ranked, batch, allowed)

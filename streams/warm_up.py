@@ -10,6 +10,7 @@ import numpy as np
 
 from online_models.item_state import ItemState, warm_up
 from serving.catalogue import Catalogue
+from serving.content.vectors import ContentVectors
 from serving.pipeline import Pipeline
 from streams import user_kernels
 from streams.clients import partition_for
@@ -121,7 +122,8 @@ def compile_all(settings: Settings) -> float:
     started = time.monotonic()
     compile_kernels(settings)
     items = ItemState(settings.models)
-    Pipeline(items, Catalogue(items.items), settings.serving)
+    content = ContentVectors(embeddings={"any": 1})
+    Pipeline(items, Catalogue(items.items), settings.serving, None, content)
     return time.monotonic() - started
 
 

@@ -119,7 +119,11 @@ def against_river(events: int) -> dict[str, Any]:
 
     def learn_factors(negatives: int) -> None:
         drawn = np.empty((events, negatives), dtype=np.int32)
-        kernels.isgd_learn_users(log.item, vectors, log.weight, hashes, factors, 0.05, 0.01, moved, drawn)
+        untried = np.zeros(len(factors), dtype=np.bool_)
+        rates = 0.05, 0.01
+        kernels.isgd_learn_users(
+            log.item, vectors, log.weight, hashes, factors, untried, *rates, moved, drawn
+        )
         none = np.empty((0, 4), dtype=np.int32)
         kernels.isgd_apply(
             none, factors[:0], log.item, drawn, log.weight, log.user_before, factors, 0.05, 0.01

@@ -120,6 +120,11 @@ class CoVisitation(OnlineRanker):
             self.target_exponent, self.shrinkage,
         )  # fmt: skip
 
+    def give_rows(self, changes: NDArray[np.int32]) -> None:
+        """Take in rows that were given to items which nobody has used yet (`ItemTable.introduce`)."""
+        self._reserve_rows(len(self.items))
+        covisitation_kernels.covisitation_give(changes, self._pool)
+
     def forget_rows(self, rows: NDArray[np.int32]) -> None:
         self._reserve_rows(len(self.items))
         covisitation_kernels.covisitation_forget(

@@ -18,6 +18,7 @@ __all__ = [
     "UNINDEXED",
     "capacities",
     "covisitation_forget",
+    "covisitation_give",
     "covisitation_learn",
     "covisitation_score",
     "covisitation_unlearn",
@@ -271,6 +272,16 @@ def covisitation_forget(
     """Forget rows whose items are gone."""
     for place in range(rows.shape[0]):
         _forget(pool, rows[place], count, total, source_norm, target_norm)
+
+
+@kernel
+def covisitation_give(changes: Ints, pool: RowPool) -> None:
+    """Take in rows given to items without an event, and the sweeps on the way: changes int32[c, 4]."""
+    for at in range(changes.shape[0]):
+        if changes[at, 1] == SWEEP:
+            _forget_mentions(pool, changes[at, 2], changes[at, 3])
+        elif changes[at, 1] == GIVEN:
+            pool.capacity[changes[at, 2]] = 0
 
 
 @kernel

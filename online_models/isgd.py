@@ -105,16 +105,17 @@ class ISGD(OnlineRanker):
         item_ids: Sequence[str],
         weight: NDArray[np.float32],
         event_hash: NDArray[np.uint64],
+        introduced: NDArray[np.bool_] | None = None,
     ) -> tuple[NDArray[np.float32], list[list[str]]]:
         """The owner's step for n events of distinct users; reads item factors, changes none.
 
         before float32[n, d], weight float32[n], event_hash uint64[n]. Returns the users' factors after it,
         float32[n, d], and the ids of each event's negatives (at most m; none while nothing is known or
-        weight <= 0).
+        weight <= 0). introduced bool[>= rows]: rows that are no negatives, for nobody has used them.
         """
         return self._owner_step(
             kernels.isgd_learn_users, (self.learning_rate, self.regularization),
-            before, item_ids, weight, event_hash,
+            before, item_ids, weight, event_hash, introduced,
         )  # fmt: skip
 
     def unlearn_users(
@@ -123,11 +124,18 @@ class ISGD(OnlineRanker):
         item_ids: Sequence[str],
         weight: NDArray[np.float32],
         event_hash: NDArray[np.uint64],
+        introduced: NDArray[np.bool_] | None = None,
     ) -> tuple[NDArray[np.float32], list[list[str]]]:
         """The owner's step for withdrawing n events of distinct users, each with its weight and hash as
         learned; as `learn_users`. Its record carries before, after and the negatives."""
         return self._owner_step(
-            kernels.isgd_unlearn_users, (self.learning_rate,), before, item_ids, weight, event_hash
+            kernels.isgd_unlearn_users,
+            (self.learning_rate,),
+            before,
+            item_ids,
+            weight,
+            event_hash,
+            introduced,
         )
 
     def _owner_step(
@@ -138,6 +146,7 @@ class ISGD(OnlineRanker):
         item_ids: Sequence[str],
         weight: NDArray[np.float32],
         event_hash: NDArray[np.uint64],
+        introduced: NDArray[np.bool_] | None,
     ) -> tuple[NDArray[np.float32], list[list[str]]]:
         rows = self.items.rows(item_ids)
         rows[rows >= len(self.factors)] = -1
@@ -147,7 +156,8 @@ class ISGD(OnlineRanker):
         vectors[unknown] = self.factors.start_vectors([item_ids[position] for position in unknown.tolist()])
         after = np.array(before, dtype=np.float32, order="C")
         drawn = np.full((len(rows), self.negatives), -1, dtype=np.int32)
-        kernel(rows, vectors, weight, event_hash, self.factors.rows, *rates, after, drawn)
+        untried = np.zeros(len(self.factors), np.bool_) if introduced is None else introduced
+        kernel(rows, vectors, weight, event_hash, self.factors.rows, untried, *rates, after, drawn)
         ids = self.items.ids
         return after, [[ids[row] for row in line if row >= 0 and ids[row]] for line in drawn.tolist()]
 
@@ -165,6 +175,14 @@ class ISGD(OnlineRanker):
         kernels.isgd_unlearn(
             rows.item, rows.negatives, batch.weight, batch.user_after, self.factors.rows, self.learning_rate
         )
+
+    def give_rows(self, changes: NDArray[np.int32]) -> None:
+        """Take in rows that were given to items which nobody has used yet: they have their start vectors."""
+        given = changes[changes[:, 1] == kernels.GIVEN, 2]
+        again, ids = given[given < len(self.factors)], self.items.ids
+        self.factors.ensure(ids, self.items.limit)
+        if len(again):
+            self.factors.rows[again] = self.factors.start_vectors([ids[row] for row in again.tolist()])
 
     def forget_rows(self, rows: NDArray[np.int32]) -> None:
         self.factors.rows[rows[rows < len(self.factors)]] = 0.0

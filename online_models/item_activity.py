@@ -68,6 +68,10 @@ class ItemActivity:
     def forget_users(self, tokens: NDArray[np.uint64]) -> None:
         """Nothing: no user's name is kept here."""
 
+    def give_rows(self, changes: NDArray[np.int32]) -> None:
+        """Take in rows that were given to items which nobody has used yet."""
+        self.reserve()
+
     def forget_rows(self, rows: NDArray[np.int32]) -> None:
         """Forget the items that had these rows."""
         self.reserve()

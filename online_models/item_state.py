@@ -22,10 +22,11 @@ from online_models.learning_batch import LEARN, WITHDRAW, BatchRows, LearningBat
 from online_models.popularity import DecayedPopularity
 from online_models.settings import ModelSettings
 from online_models.snapshot import METADATA_KEY, bits_target, metadata_of
+from online_models.table_kernels import GIVEN, GONE
 
 __all__ = ["ItemState", "ModelSettings", "settings_digest", "warm_up"]
 
-SNAPSHOT_FORMAT = 4
+SNAPSHOT_FORMAT = 5
 
 
 class _Part(Protocol):
@@ -35,6 +36,7 @@ class _Part(Protocol):
 
     def apply(self, batch: LearningBatch, rows: BatchRows) -> None: ...
     def correct(self, batch: LearningBatch, rows: BatchRows) -> None: ...
+    def give_rows(self, changes: NDArray[np.int32]) -> None: ...
     def forget_rows(self, rows: NDArray[np.int32]) -> None: ...
     def forget_users(self, tokens: NDArray[np.uint64]) -> None: ...
     def item_arrays(self) -> Arrays: ...
@@ -64,6 +66,7 @@ class ItemState:
         self._models: tuple[_Part, ...] = (self.covisitation, self.popularity, self.factors, self.activity)
         self._moved = np.zeros(0, np.uint8)
         self._moved_next = 0
+        self._introduced = np.zeros(0, np.bool_)
         self._share(ItemTable(limit=settings.max_items))
 
     def apply(self, batch: LearningBatch) -> None:
@@ -75,15 +78,43 @@ class ItemState:
             raise ValueError(f"user_before: {have} dimensions, but settings say {self.factors.dimension}")
         if batch.kind == LEARN:
             rows = self.items.resolve(batch)
+            self._hide_introduced(rows, rows.item)
             for model in self._models:
                 model.apply(batch, rows)
         else:
             batch, rows = self.items.find(batch)
+            self._hide_introduced(rows, rows.item[:0])
             for model in self._models:
                 model.correct(batch, rows)
-        if len(self._moved) < len(self.items):
-            self._moved = np.append(self._moved, np.zeros(len(self.items), np.uint8))
         self._moved[rows.item] = 1
+        self._introduced[rows.changes[:, 2][rows.changes[:, 1] == GONE]] = False
+        if batch.kind == LEARN:
+            self._introduced[rows.item] = False
+
+    def introduce(self, item_ids: Sequence[str]) -> int:
+        """Give rows to items that nobody has used yet, so that content can propose them; returns how many.
+        They are idle longest, so that no item loses its row to one, and left out in a full table; nothing is
+        learned of them, nor of others by them, before they are used. To be called at the same place of the
+        log on every replica."""
+        changes = self.items.introduce(item_ids)
+        if len(changes):
+            for model in self._models:
+                model.give_rows(changes)
+            self._cover()
+            self._introduced[changes[changes[:, 1] == GIVEN, 2]] = True
+        return int(np.count_nonzero(changes[:, 1] == GIVEN))
+
+    def dismiss(self, item_id: str) -> bool:
+        """Take back that an item was introduced; False where it was not, or has been used since. To be called
+        at the same place of the log on every replica."""
+        row = self.items.row(item_id)
+        return row >= 0 and bool(self.introduced[row]) and self.forget_item(item_id)
+
+    @property
+    def introduced(self) -> NDArray[np.bool_]:
+        """bool[rows]: has its row by `introduce` and no event yet. A view."""
+        self._cover()
+        return self._introduced[: len(self.items)]
 
     def expose(self, item_ids: Sequence[str], item: NDArray[np.int32]) -> None:
         """Count exposures of items, by places int32[n] in `item_ids`. An item gets no row by being shown: one
@@ -105,6 +136,8 @@ class ItemState:
         the same place of the log on every replica."""
         row = self.items.free(item_id)
         if row >= 0:
+            self._cover()
+            self._introduced[row] = False
             for model in self._models:
                 model.forget_rows(np.array([row], dtype=np.int32))
         return row >= 0
@@ -157,7 +190,7 @@ class ItemState:
         event_hash: NDArray[np.uint64],
     ) -> tuple[NDArray[np.float32], list[list[str]]]:
         """The owner's step, as `ISGD.learn_users`; changes no item state."""
-        return self.factors.learn_users(before, item_ids, weight, event_hash)
+        return self.factors.learn_users(before, item_ids, weight, event_hash, self.introduced)
 
     def unlearn_users(
         self,
@@ -168,7 +201,7 @@ class ItemState:
     ) -> tuple[NDArray[np.float32], list[list[str]]]:
         """The owner's step for withdrawing n events of distinct users, as `ISGD.unlearn_users`; changes no
         item state. The WITHDRAW record carries before, after and the negatives returned."""
-        return self.factors.unlearn_users(before, item_ids, weight, event_hash)
+        return self.factors.unlearn_users(before, item_ids, weight, event_hash, self.introduced)
 
     def digest(self) -> str:
         """SHA-256 (hex) over ids and every model's arrays in use, not over the offset."""
@@ -177,6 +210,7 @@ class ItemState:
     def to_arrays(self) -> Arrays:
         """All arrays in use; those of two equal states are equal byte for byte."""
         arrays = self.items.to_arrays()
+        arrays["introduced"] = np.flatnonzero(self.introduced).astype(np.int32)
         for model in self._models:
             arrays.update(model.item_arrays())
         return arrays
@@ -184,6 +218,8 @@ class ItemState:
     def from_arrays(self, arrays: Mapping[str, NDArray[np.generic]]) -> None:
         """Replace the state by that of `to_arrays` under the same settings. The offset is left alone."""
         self._share(ItemTable.from_arrays(arrays, self.settings.max_items))
+        self._introduced = np.zeros(len(self.items), np.bool_)
+        self._introduced[arrays["introduced"]] = True
         for model in self._models:
             model.load_item_arrays(arrays)
 
@@ -227,6 +263,27 @@ class ItemState:
         state.offset = int(metadata["offset"])
         return state
 
+    def _hide_introduced(self, rows: BatchRows, uses: NDArray[np.int32]) -> None:
+        """Have columns name no item that is only introduced, as if it had no row yet. `uses`: rows int32[n]
+        whose items the n events use, one after the other."""
+        self._cover()
+        if not self._introduced.any():
+            return
+        used, first = np.unique(np.append(uses, np.int32(len(self.items))), return_index=True)
+        event = np.arange(len(rows.item))[:, None]
+        for column in (rows.recent, rows.negatives):
+            place = np.searchsorted(used, column)
+            is_used = (used[place] == column) & (first[place] <= event)
+            column[(column >= 0) & self._introduced[column] & ~is_used] = -1
+
+    def _cover(self) -> None:
+        """Make the marks by row as long as the table."""
+        more = len(self.items) - len(self._moved), len(self.items) - len(self._introduced)
+        if more[0] > 0:
+            self._moved = np.append(self._moved, np.zeros(len(self.items), np.uint8))
+        if more[1] > 0:
+            self._introduced = np.append(self._introduced, np.zeros(len(self.items), np.bool_))
+
     def _share(self, items: ItemTable) -> None:
         self.items = items
         for model in self._models:
@@ -255,6 +312,7 @@ def warm_up(settings: ModelSettings) -> None:
                 user_before=before, user_after=after, negatives=none - 1, kind=kind,
             )
         )  # fmt: skip
+    state.introduce(["b"])
     state.expose(["a"], none[0])
     state.forget_item("a")
     state.from_arrays(state.to_arrays())

@@ -148,6 +148,28 @@ class ItemTable:
 
         return BatchRows(index[batch.item], rows_of(batch.recent), rows_of(batch.negatives))
 
+    @property
+    def room(self) -> int:
+        """Rows that can be given without taking one from an item."""
+        marks = self._lists.marks
+        return int(max(0, self.limit - self.limit // kernels.SPARE - marks[kernels.LIVE]))
+
+    def introduce(self, item_ids: Iterable[str]) -> NDArray[np.int32]:
+        """Give rows to items before their first use, in order, while there is `room`; whoever has one keeps
+        it. Such a row counts as idle longest. Returns what changed, int32[c, 4] as `BatchRows.changes`."""
+        noted = []
+        for item_id in item_ids:
+            if item_id and item_id not in self._row_of and self.room:
+                self._reserve(len(self.ids) + 1)
+                changes = np.empty((5, 4), dtype=np.int32)
+                n = kernels.take_row(self._lists, self._index_of_row, self._index_of_row, 0, changes, 0)
+                row = int(self._lists.marks[kernels.NEWEST])
+                changes[n] = 0, kernels.GIVEN, row, 0
+                self._take_in(changes[n : n + 1], [item_id])
+                self._put_first(row)
+                noted.append(changes[: n + 1])
+        return np.concatenate([np.empty((0, 4), dtype=np.int32), *noted])
+
     def free(self, item_id: str) -> int:
         """Take an item's row away, as if it had been idle longest; returns the row, -1 where it has none."""
         row = self._row_of.get(item_id, UNKNOWN)
@@ -203,6 +225,15 @@ class ItemTable:
                     marks[first + 1] = rows[-1]  # the mark behind a list's first row is its last
         table._changed = [np.arange(len(ids), dtype=np.int32)]
         return table
+
+    def _put_first(self, row: int) -> None:
+        """Have the row that was used last stand as the one that was idle longest."""
+        older, newer, marks = self._lists.older, self._lists.newer, self._lists.marks
+        before, first = int(older[row]), int(marks[kernels.OLDEST])
+        if before >= 0:
+            marks[kernels.NEWEST], newer[before] = before, UNKNOWN
+            marks[kernels.OLDEST], older[first] = row, row
+            older[row], newer[row] = UNKNOWN, first
 
     def _require_past(self, named: int | NDArray[np.int64], epochs: NDArray[np.int64]) -> None:
         """Raises ValueError for an epoch that can't have been reached: an event gives one row at most."""

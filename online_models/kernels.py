@@ -43,7 +43,6 @@ __all__ = [
 
 KERNEL_VERSION = 3
 """Raised whenever a kernel gives other bits for the same input; part of the settings digest."""
-
 GIVEN, GONE, SWEEP = 1, 0, 2
 """Kinds of change to the item table: (event, GIVEN, row, index of the id), (event, GONE, row, 0) and (event,
 SWEEP, from, to), each before its event is learned."""
@@ -56,16 +55,15 @@ RESCALE_HALF_LIVES = 20
 MAX_COMPONENT = np.float32(10.0)
 MAX_ERROR = np.float32(10.0)
 """Bounds on a factor's component and on an error: with both, no stream reaches an infinity or NaN."""
-
 MOST_UNDONE = np.float32(0.2)
 """Of a step that took more of the error than this, only so much is undone: its inverse would be unstable."""
 UNDO_ROUNDS = 8
 MAX_RATE = 0.5
 """A step this long already overshoots: at 0.7 the hit rate on ML-100K falls to a third of that at 0.3."""
-
 F = TypeVar("F", bound=Callable[..., Any])
 Floats = NDArray[np.float32]
 Doubles = NDArray[np.float64]
+Bools = NDArray[np.bool_]
 Ints = NDArray[np.int32]
 Longs = NDArray[np.int64]
 
@@ -445,33 +443,38 @@ def _rate(weight: float, learning_rate: float) -> float:
 
 
 @kernel
-def _drawn(event_hash: int, draw: int, known: int) -> int:
-    """Row of a negative, by SplitMix64 of the event's hash (Steele, Lea and Flood 2014)."""
-    mixed = np.uint64(event_hash) + np.uint64(draw + 1) * np.uint64(0x9E3779B97F4A7C15)
-    mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return np.int64((mixed ^ (mixed >> np.uint64(31))) % np.uint64(known))
+def _drawn(event_hash: int, draw: int, known: int, introduced: Bools) -> int:
+    """Row of a negative, by SplitMix64 of the event's hash (Steele, Lea and Flood 2014); drawn anew up to 16
+    times while nobody has used the item, which says nothing of the user. -1: none was found."""
+    for again in range(16):
+        mixed = np.uint64(event_hash) + np.uint64(draw + 1 + 4096 * again) * np.uint64(0x9E3779B97F4A7C15)
+        mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        row = np.int64((mixed ^ (mixed >> np.uint64(31))) % np.uint64(known))
+        if not introduced[row]:
+            return row
+    return -1
 
 
 @kernel
 def isgd_step(
-    row: int, vector: Floats, weight: float, event_hash: int, item_factors: Floats,
+    row: int, vector: Floats, weight: float, event_hash: int, item_factors: Floats, introduced: Bools,
     learning_rate: float, regularization: float, factor_inout: Floats, drawn_out: Ints,
 ) -> None:  # fmt: skip
     """The owner's half of one event, for use within other kernels too: moves the user's factor, draws rows.
 
     row of the event's item (-1 = it has none yet), vector float32[d] its factor or start vector, event_hash
-    uint64, item_factors float32[items, d] (not changed), factor_inout float32[d] the user's factor, drawn_out
-    int32[m] the rows of the negatives, -1 where none was drawn. A freed row is all zeros: drawn, it only
-    shrinks the user's factor a little, and the replicas take it for unknown.
+    uint64, item_factors float32[items, d] and introduced bool[items] (not changed), factor_inout float32[d]
+    the user's factor, drawn_out int32[m] the rows of the negatives, -1 where none was drawn. A freed row is
+    all zeros: drawn, it only shrinks the user's factor a little, and the replicas take it for unknown.
     """
     rate, known = _rate(weight, learning_rate), item_factors.shape[0]
     _sgd_step(factor_inout, vector, 1.0 if weight > 0.0 else 0.0, rate, regularization)
     for draw in range(drawn_out.shape[0]):
         drawn_out[draw] = -1
         if known > 0 and weight > 0.0:
-            drawn = _drawn(event_hash, draw, known)
-            if drawn != row:
+            drawn = _drawn(event_hash, draw, known, introduced)
+            if drawn >= 0 and drawn != row:
                 drawn_out[draw] = drawn
                 _sgd_step(factor_inout, item_factors[drawn], 0.0, rate, regularization)
 
@@ -479,12 +482,12 @@ def isgd_step(
 @kernel
 def isgd_learn_users(
     item_rows: Ints, item_vectors: Floats, weight: Floats, event_hash: NDArray[np.uint64], factors: Floats,
-    learning_rate: float, regularization: float, users: Floats, negatives: Ints,
+    introduced: Bools, learning_rate: float, regularization: float, users: Floats, negatives: Ints,
 ) -> None:  # fmt: skip
     """`isgd_step` for n events of different users: users float32[n, d], negatives int32[n, m]."""
     for event in range(users.shape[0]):
         isgd_step(
-            item_rows[event], item_vectors[event], weight[event], event_hash[event], factors,
+            item_rows[event], item_vectors[event], weight[event], event_hash[event], factors, introduced,
             learning_rate, regularization, users[event], negatives[event],
         )  # fmt: skip
 
@@ -492,7 +495,7 @@ def isgd_learn_users(
 @kernel
 def _isgd_unlearn_user(
     row: int, vector: Floats, weight: float, event_hash: int, item_factors: Floats,
-    learning_rate: float, factor_inout: Floats, drawn_out: Ints,
+    introduced: Bools, learning_rate: float, factor_inout: Floats, drawn_out: Ints,
 ) -> None:  # fmt: skip
     """Inverse of `isgd_step`, with the rows that the same hash draws now. The items have learned the event
     since: what they were before follows from the user before, and the other way round, in a few rounds."""
@@ -500,7 +503,7 @@ def _isgd_unlearn_user(
     target, now = 1.0 if weight > 0.0 else 0.0, factor_inout.copy()
     items = np.empty((m + 1, vector.shape[0]), dtype=np.float32)
     for draw in range(m):
-        drawn = _drawn(event_hash, draw, known) if known > 0 and weight > 0.0 else row
+        drawn = _drawn(event_hash, draw, known, introduced) if known > 0 and weight > 0.0 else row
         drawn_out[draw] = drawn if drawn != row else -1
     for attempt in range(UNDO_ROUNDS):
         for draw in range(m + 1):
@@ -518,12 +521,12 @@ def _isgd_unlearn_user(
 @kernel
 def isgd_unlearn_users(
     item_rows: Ints, item_vectors: Floats, weight: Floats, event_hash: NDArray[np.uint64], factors: Floats,
-    learning_rate: float, users: Floats, negatives: Ints,
+    introduced: Bools, learning_rate: float, users: Floats, negatives: Ints,
 ) -> None:  # fmt: skip
     """The owner's half of withdrawing: users float32[n, d], all different, go back."""
     for event in range(users.shape[0]):
         _isgd_unlearn_user(
-            item_rows[event], item_vectors[event], weight[event], event_hash[event], factors,
+            item_rows[event], item_vectors[event], weight[event], event_hash[event], factors, introduced,
             learning_rate, users[event], negatives[event],
         )  # fmt: skip
 

@@ -70,6 +70,10 @@ class DecayedPopularity(OnlineRanker):
             self._top, self._top_position, self._top_plain, self._top_plain_position,
         )  # fmt: skip
 
+    def give_rows(self, changes: NDArray[np.int32]) -> None:
+        """Take in rows that were given to items which nobody has used yet: they count 0."""
+        self._reserve(len(self.items))
+
     def forget_rows(self, rows: NDArray[np.int32]) -> None:
         self._reserve(len(self.items))
         kernels.popularity_forget(

@@ -126,14 +126,14 @@ def _add_ranker(logits: Floats, weight: float, out: Doubles, values: Doubles, wo
 
 @kernel
 def blend(
-    found: Found, logits: Floats, experience: Doubles, weights: tuple[float, float, float, float], floor:
-    float, out: Floats,
+    found: Found, logits: Floats, experience: Doubles, weights: tuple[float, float, float, float, float],
+    floor: float, out: Floats,
 ) -> None:  # fmt: skip
     """One score a candidate, out float32[n, C], -inf behind a user's last: the equation of `serving.scoring`.
 
     logits float32[n, C], or [n, 0] without a ranker; experience float64[n] scales the factors' weight;
-    weights: of co-visitation, popularity, factors, ranker. A ranker that knows a candidate adds its bit to
-    the candidate's sources.
+    weights: of co-visitation, popularity, factors, content, ranker. A ranker that knows a candidate adds its
+    bit to the candidate's sources.
     """
     room = found.rows.shape[1]
     sums, parts, scraps = np.empty(room), np.empty(room), np.empty(room)
@@ -148,8 +148,9 @@ def blend(
         _add_log_share(scores[1, :n], weights[1], floor, blended, values, work)
         if experience[user] > 0.0:
             _add_log_softmax(scores[2, :n], weights[2] * experience[user], blended, values, work)
+        _add_log_share(scores[3, :n], weights[3], floor, blended, values, work)
         if logits.shape[1] > 0:
-            _add_ranker(logits[user, :n], weights[3], blended, values, work)
+            _add_ranker(logits[user, :n], weights[4], blended, values, work)
             for column in range(n):
                 if not np.isnan(logits[user, column]):
                     found.sources[user, column] |= np.uint8(RANKER)

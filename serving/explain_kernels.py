@@ -8,15 +8,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from online_models.kernels import RowPool
-from serving.kernels import FACTORS, RANKER, REQUEST, Learned, kernel
+from serving.kernels import CONTENT, FACTORS, RANKER, REQUEST, Learned, kernel
 
-__all__ = ["explain"]
+__all__ = ["CONTENT_KIND", "explain"]
 
 Bytes = NDArray[np.uint8]
 Ints = NDArray[np.int32]
 Floats = NDArray[np.float32]
 
 _RANKER_KIND = 4
+CONTENT_KIND = 5
+"""Its reasons are `serving.retrieval.kernels_content`'s."""
 
 
 @kernel
@@ -67,6 +69,8 @@ def _add_shares(source: int, part: float, pool: RowPool, place: Ints, shares: Fl
 def _kind_without_neighbours(sources: int) -> int:
     if sources & REQUEST:
         return 3
+    if sources & CONTENT:
+        return CONTENT_KIND
     if sources & RANKER:
         return _RANKER_KIND
     return 2 if sources & FACTORS else 1

@@ -20,6 +20,8 @@ SOURCES_OF = [
 
 WORDS: dict[tuple[str, bool], tuple[str, str]] = {
     ("covisitation", True): ("People who chose ", " also chose this"),
+    ("content", True): ("Similar to ", ""),
+    ("content", False): ("Similar to what you had", ""),
     ("ranker", True): ("Often comes after ", ""),
     ("ranker", False): ("Close to your taste", ""),
     ("factors", False): ("Close to your taste", ""),

@@ -19,14 +19,14 @@ from numpy.typing import NDArray
 
 from online_models.kernels import RowPool
 
-__all__ = ["ONLINE", "RANKER", "REQUEST", "Found", "Learned", "Scratch", "Wanted", "best"]
+__all__ = ["CONTENT", "ONLINE", "RANKER", "REQUEST", "Found", "Learned", "Scratch", "Wanted", "best"]
 __all__ += ["DENSE", "KINDS", "SCAN_USERS", "gather", "pick"]
 
-COVISITATION, POPULARITY, FACTORS, REQUEST, RANKER = 1, 2, 4, 8, 16
+COVISITATION, POPULARITY, FACTORS, REQUEST, RANKER, CONTENT = 1, 2, 4, 8, 16, 32
 """Bits of `Found.sources`: who proposed a candidate, or (the ranker) had an opinion on it."""
-ONLINE = 3
+ONLINE = 4
 """Online sources: rows of `Found.scores`, in the order of their bits."""
-KINDS = ("covisitation", "popularity", "factors", "request", "ranker")
+KINDS = ("covisitation", "popularity", "factors", "request", "ranker", "content")
 """Kinds of reasons by the number that `explain` gives them."""
 SCAN_USERS = 8
 """Users whose inner products with all items are taken in one pass over the items."""
@@ -99,6 +99,10 @@ class Wanted(NamedTuple):
     """int32[n]: which row of the masks says what may be served."""
     nearest: Ints
     """int32[n, factor candidates], -1 padded, from an index; [n, 0] where all items are scanned, or none."""
+    content: Ints
+    """int32[n, content candidates], -1 padded: new items like what the user had, none blocked or masked."""
+    content_scores: Floats
+    """float32[n, content candidates]: how like, above 0."""
 
 
 class Scratch(NamedTuple):
@@ -127,8 +131,8 @@ class Found(NamedTuple):
     sources: Bytes
     """uint8[n, C]: bits of those who proposed it."""
     scores: Floats
-    """float32[n, ONLINE, C]: co-visitation, popularity, factors, each on its own scale; nothing behind a
-    user's last."""
+    """float32[n, ONLINE, C]: co-visitation, popularity, factors, content, each on its own scale; nothing
+    behind a user's last. Content has a score of what it proposed, and 0 of all else."""
 
 
 @kernel
@@ -455,6 +459,9 @@ def _propose_all(
         if quota > 0 and row >= 0 and may[row] > blocked[row]:
             n = _propose(rows, sources, n, place, row, FACTORS)
             quota -= 1
+    for at in range(wanted.content.shape[1]):
+        if wanted.content[user, at] >= 0:
+            n = _propose(rows, sources, n, place, wanted.content[user, at], CONTENT)
     count = np.int64(wanted.count[user])
     return _propose_popular(
         max(quotas[1], count), count, learned.top, learned.popularity, may, blocked, place, rows, sources, n
@@ -485,6 +492,11 @@ def _gather_one(
         rows[:n], found.scores[user], wanted.users[user], similar, scanned, total, learned.target_norm,
         learned.popularity, learned.factors,
     )  # fmt: skip
+    found.scores[user, 3, :n] = np.float32(0.0)
+    for at in range(wanted.content.shape[1] if not wanted.by_name[user] else 0):
+        row = wanted.content[user, at]
+        if row >= 0 and place[np.uint32(row)] >= 0:
+            found.scores[user, 3, place[np.uint32(row)]] = wanted.content_scores[user, at]
     if dense:
         total[: servable.shape[0]] = np.float32(0.0)
     for position in range(n_touched):

@@ -18,13 +18,13 @@ import numpy.typing as npt
 from online_models.item_state import ItemState
 from serving import kernels
 from serving.catalogue import Catalogue
+from serving.content.vectors import ContentVectors
 from serving.explanations import ranked_list
 from serving.filters import Filter
 from serving.query import Query, QueryBatch, RankedBatch, RankedList
-from serving.ranker.inputs import Contents
 from serving.ranker.layout import warm_up
 from serving.ranker.ranker import Ranker
-from serving.retrieval import FactorCandidates, Retriever
+from serving.retrieval import ContentCandidates, FactorCandidates, Retriever
 from serving.scoring import (
     Opinion,
     RankerView,
@@ -76,16 +76,22 @@ class Pipeline:
         catalogue: Catalogue,
         settings: ServingSettings,
         nearest: FactorCandidates | None = None,
-        contents: Contents | None = None,
+        contents: ContentVectors | None = None,
     ) -> None:
-        """`contents` gives content vectors of items that a ranker has never seen."""
+        """`contents` gives content vectors of items that a ranker has never seen, and by which new items are
+        found."""
         self.event_types: tuple[str, ...] = ()
         """Names of the codes in `QueryBatch.recent_kinds`."""
+        self.lacking: str | None = None
+        """Why there is no ranker though one should serve: lists made without one are then `degraded`."""
         self.items = items
         self._contents = contents
         self.catalogue = catalogue
         self.settings = settings
-        self._retriever = Retriever(items, settings, nearest)
+        self._content: ContentCandidates | None = None
+        if contents is not None and contents.spec and settings.content_candidates:
+            self._content = ContentCandidates(items, contents, settings)
+        self._retriever = Retriever(items, settings, nearest, self._content)
         self._view: RankerView | None = None
         self._shadow: ShadowScorer | None = None
         self._scorer = ThreadPoolExecutor(1, thread_name_prefix="ranker")
@@ -113,8 +119,11 @@ class Pipeline:
         return max([related, *(ranker.history_length for ranker in rankers)])
 
     def rows_changed(self, rows: Int32) -> None:
-        """Look anew at rows of the item table that were given to other items, or to none."""
+        """Look anew at rows of the item table that were given to other items, or to none, or whose items got
+        other content."""
         self.catalogue.rows_changed(rows, int(time.time() * 1000))
+        if self._content is not None:
+            self._content.rows_changed(rows)
         if self._view is not None:
             self._view.rows_changed(self.items.items.ids, rows)
         if self._shadow is not None:
@@ -131,13 +140,16 @@ class Pipeline:
     def recommend_batch(self, batch: QueryBatch) -> RankedBatch:
         """One list for each query; shorter than asked for only when no more items may be served.
 
-        By falling score, equal scores by item id. When the ranker fails, all lists are made without it.
+        By falling score, equal scores by item id. When the ranker fails, all lists are made without it,
+        and say so, as they do where one is `lacking`.
         """
         if not len(batch):
             return RankedBatch.empty(0, 0)
         allowed = Filter(self.items.items, self.catalogue, int(time.time() * 1000))
         ranked = self._in_parts(batch, allowed, self._view)
-        if ranked.degraded is not None:
+        if self._view is None:
+            ranked.degraded = self.lacking
+        elif ranked.degraded is not None:
             ranked = replace(self._in_parts(batch, allowed, None), degraded=ranked.degraded)
         if batch.requests:
             self._add_unknown(ranked, batch, allowed)
@@ -234,6 +246,8 @@ class Pipeline:
         batch = QueryBatch.of([query], self.items.items, self.history_length)
         wanted, found = self._retriever.retrieve(batch, Filter(self.items.items, self.catalogue, 0))
         asked_of(batch, wanted, found, self.items, with_features=True)
+        if self._content is not None:
+            self._content.warm_up()
         warm_up()
 
 

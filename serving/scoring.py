@@ -45,7 +45,7 @@ Int64 = npt.NDArray[np.int64]
 Float32 = npt.NDArray[np.float32]
 logger = logging.getLogger(__name__)
 
-_RANKER_ALONE = (0.0, 0.0, 0.0, 1.0)
+_RANKER_ALONE = (0.0, 0.0, 0.0, 0.0, 1.0)
 
 
 class Opinion(NamedTuple):
@@ -186,6 +186,7 @@ def blended(seen_count: Int32, found: kernels.Found, opinion: Opinion, settings:
         settings.covisitation_weight,
         settings.popularity_weight,
         settings.factor_weight,
+        settings.content_weight,
         settings.ranker_weight,
     )
     scores = np.empty(found.rows.shape, dtype=np.float32)

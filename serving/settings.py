@@ -24,6 +24,13 @@ class ServingSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     """Catalogues with more learned items than this get no candidates from the factors, which would take an
     inner product with every item for every list (0.2 ms at 20,000); the other sources' candidates are still
     scored by them."""
+    content_candidates: Candidates = 10
+    """New items, like by content to what the user had; 0 where `[content]` asks for none."""
+    content_new_events: Annotated[int, Meta(ge=1, le=1_000_000)] = 5
+    """Items with fewer positive events are new: others have better sources."""
+    content_scan_items: Annotated[int, Meta(ge=1, le=1_000_000)] = 2000
+    """New items that are compared at most, those that got their row last; with texts, 40 ns each a list."""
+    content_weight: Weight = 0.1
     covisitation_weight: Weight = 0.7
     popularity_weight: Weight = 0.05
     factor_weight: Weight = 0.5

@@ -11,7 +11,8 @@ import msgspec
 
 from online_models.learning_batch import LEARN, PAIR, UNCOUNT, UNPAIR, WITHDRAW
 from streams.errors import BrokerUnavailableError
-from streams.learning_log import FORGET_ITEM, FORGET_USER, LogRecord, decode_record
+from streams.learning_log import LogRecord, decode_record
+from streams.log_kinds import DISMISS, FORGET_ITEM, FORGET_USER, INTRODUCE
 from streams.reading import PartitionId, PartitionReader, watermarks, where
 from streams.records import Record
 from streams.settings import Settings
@@ -28,6 +29,8 @@ KINDS = {
     UNCOUNT: "uncount",
     FORGET_USER: "forget_user",
     FORGET_ITEM: "forget_item",
+    INTRODUCE: "introduce",
+    DISMISS: "dismiss",
 }
 
 

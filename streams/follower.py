@@ -73,6 +73,7 @@ class Follower:
             if (swap.outcome, swap.role) == ("swapped", "live"):
                 self.pipeline.use(self._replica.slot.current)
             self._on_swap(swap)
+        self.pipeline.lacking = self._replica.lacking
         shadow = None if self._replica.trial is None else self._replica.slot.shadow
         self.pipeline.use_beside(shadow, self._shadow_share)
         given, freed = self._replica.items.take_changes()

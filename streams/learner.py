@@ -124,6 +124,7 @@ class Learner:
         return unknown, Learned(
             row_of=self.codes.row_of,
             factors=factors.factors.rows,
+            introduced=self._items.introduced,
             unknown=factors.factors.start_vectors(names)
             if names
             else np.zeros((1, factors.dimension), np.float32),

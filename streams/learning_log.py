@@ -30,6 +30,7 @@ from streams import log_kernels as kernels
 from streams.errors import LearningLogError
 from streams.id_table import IdTable
 from streams.log_columns import joined_bytes, packed_contexts, split_ids, unpacked_contexts
+from streams.log_kinds import DISMISS, FORGET_ITEM, FORGET_USER, ChangesItems, change_items
 
 __all__ = [
     "FORGET_ITEM",
@@ -44,9 +45,6 @@ __all__ = [
     "learning_batches",
 ]
 
-FORGET_USER, FORGET_ITEM = UNCOUNT + 1, UNCOUNT + 2
-"""Kinds of rows beside those of `online_models.learning_batch`: whatever is kept of the row's user, or of its
-item, is dropped."""
 FORMAT_VERSION = 3
 FORMAT_WITHOUT_KINDS = 2
 """The format before it, still read: all its rows are events that happened."""
@@ -99,7 +97,7 @@ class Interactions:
         return len(self.code)
 
 
-_PHASES = np.zeros(FORGET_ITEM + 1, np.uint8)
+_PHASES = np.zeros(DISMISS + 1, np.uint8)
 _PHASES[[UNPAIR, WITHDRAW, PAIR, UNCOUNT, FORGET_USER, FORGET_ITEM]] = range(6)
 
 
@@ -247,7 +245,7 @@ class LogWriter:
             topics=self._topics,
             item=item.tobytes(),
             event_type=rows.event_type[start:end].tobytes(),
-            topic=(1 * (does >= UNCOUNT) + (does == FORGET_ITEM)).astype(np.uint8).tobytes(),
+            topic=(1 * (does >= UNCOUNT) + (does >= FORGET_ITEM)).astype(np.uint8).tobytes(),
             token=rows.token[start:end].tobytes(),
             time_ms=rows.time_ms[start:end].tobytes(),
             weight=rows.weight[start:end].tobytes(),
@@ -293,7 +291,7 @@ def decode_record(value: bytes | None, where: str) -> LogRecord:
     return record
 
 
-class Learns(Protocol):
+class Learns(ChangesItems, Protocol):
     """What can follow the learning log: an `ItemState`, or what holds one."""
 
     @property
@@ -301,7 +299,6 @@ class Learns(Protocol):
     def apply(self, batch: LearningBatch) -> None: ...
     def expose(self, item_ids: Sequence[str], item: Int32) -> None: ...
     def forget_users(self, tokens: npt.NDArray[np.uint64]) -> None: ...
-    def forget_item(self, item_id: str) -> bool: ...
 
 
 def learn_record(items: Learns, record: LogRecord, where: str) -> None:
@@ -315,10 +312,10 @@ def learn_record(items: Learns, record: LogRecord, where: str) -> None:
             items.apply(batch)
         elif kind == FORGET_USER:
             items.forget_users(record.column("token", "<u8")[start:end])
-        elif kind == FORGET_ITEM:
+        elif kind > FORGET_USER:
             item_ids = record.item_ids
-            for index in record.column("item", "<i4")[start:end].tolist():
-                items.forget_item(item_ids[index])
+            named = [item_ids[index] for index in record.column("item", "<i4")[start:end].tolist()]
+            change_items(items, kind, named, where)
     if len(shown := _shown(record)):
         items.expose(record.item_ids, shown)
 

@@ -17,6 +17,7 @@ import msgspec
 
 from online_models.item_state import ItemState
 from serving.catalogue import Catalogue, CatalogueEntry
+from serving.ranker.errors import REFUSAL_KINDS
 from serving.registry.swap import RankerSlot, Role, SwapEvent
 from streams.events import ModelRecord
 from streams.item_vectors import item_fields, open_item_vectors
@@ -58,6 +59,9 @@ class Replica:
         self.models = ModelState(settings.registry.model_name)
         self.refused: dict[Role, SwapEvent] = {}
         """What became of the newest request, where it was refused, by what the version was wanted for."""
+        self.lacking: str | None = None
+        """Why no version is in service though one is live; None while it is loaded for the first time beside
+        a worker that has served without one so far, which misses nothing."""
         self._retry_at = math.inf
         self.snapshots_failed = 0
         self._since_snapshot = 0
@@ -100,6 +104,8 @@ class Replica:
         found = watermarks(self._settings, self._reader.positions, isolation="read_committed")
         ends = {key: end for key, (_, end) in found.items()}
         done = self._reader.read_to(ends, self._apply, should_stop=should_stop)
+        if self.models.live is not None:
+            self.lacking = f"ranker {self.models.live.version} is being loaded"
         log.info(
             "item state: %d items at learning-log offset %d, %d records in %.2f s; catalogue: %d items",
             len(self.items.items),
@@ -133,10 +139,15 @@ class Replica:
     def _note(self, event: SwapEvent) -> None:
         if event.outcome == "swapped":
             self.refused.pop(event.role, None)
+            self.lacking = None if event.role == "live" else self.lacking
             return
         self.refused[event.role] = event
         if event.kind == "store":
             self._retry_at = time.monotonic() + RETRY_S
+        live = self.models.live
+        wanted = live is not None and (live.version, live.digest) == (event.version, event.digest)
+        if event.role == "live" and wanted and self.slot.current is None:
+            self.lacking = f"ranker {event.version} can't be loaded: {REFUSAL_KINDS[event.kind]}"
 
     def _snapshot_is_due(self) -> bool:
         limits = self._settings.worker
@@ -216,6 +227,8 @@ class Replica:
         live = self.models.live
         if live is not None and live.digest is not None and (record is None or record is live):
             self.refused.pop("live", None)
+            if record is not None and self.lacking is not None:
+                self.lacking = f"ranker {live.version} is being loaded"
             self.slot.request(live.version, live.digest, live.uri)
         trial = self.models.trial
         if trial is None or record is None:

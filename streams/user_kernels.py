@@ -117,6 +117,8 @@ class Learned(NamedTuple):
     """int32[>= codes]: row in the item table, -1 where the item has none."""
     factors: Floats
     """float32[rows, d]"""
+    introduced: NDArray[np.bool_]
+    """bool[rows]: nobody has used it."""
     unknown: Floats
     """float32[u, d]: start vectors of the batch's items without a row."""
     popular_place: Ints
@@ -564,8 +566,8 @@ def learn(
             item_row = learned.row_of[code]
             vector = learned.factors[item_row] if item_row >= 0 else learned.unknown[unknown[n]]
             isgd_step(
-                item_row, vector, w, event_hash[n], learned.factors, learned.learning_rate,
-                learned.regularization, factor, negatives[m],
+                item_row, vector, w, event_hash[n], learned.factors, learned.introduced,
+                learned.learning_rate, learned.regularization, factor, negatives[m],
             )  # fmt: skip
             for k in range(negatives.shape[1]):
                 if negatives[m, k] >= 0:

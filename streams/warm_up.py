@@ -18,6 +18,7 @@ import numpy as np
 
 from online_models.item_state import ItemState, warm_up
 from serving.catalogue import Catalogue
+from serving.content.vectors import ContentVectors
 from serving.pipeline import Pipeline
 from serving.ranker import layout
 from streams import user_kernels
@@ -145,7 +146,8 @@ def _compile_models(settings: Settings) -> None:
 
 def _compile_lists(settings: Settings) -> None:
     items = ItemState(settings.models)
-    Pipeline(items, Catalogue(items.items), settings.serving)
+    content = ContentVectors(embeddings={"any": 1})
+    Pipeline(items, Catalogue(items.items), settings.serving, None, content)
 
 
 PARTS = {"models": _compile_models, "lists": _compile_lists}

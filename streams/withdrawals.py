@@ -19,7 +19,9 @@ from online_models.learning_batch import PAIR, UNPAIR, WITHDRAW
 from streams import user_kernels as kernels
 from streams.event_columns import EventColumns
 from streams.intake import Batch
-from streams.learning_log import FORGET_ITEM, FORGET_USER, Interactions, in_phases
+from streams.introductions import Arrivals
+from streams.learning_log import Interactions, in_phases
+from streams.log_kinds import DISMISS, FORGET_ITEM, FORGET_USER, INTRODUCE
 from streams.settings import Settings
 from streams.shards import Shards
 from streams.user_kernels import TOKEN
@@ -132,12 +134,28 @@ class Withdrawals:
         """Have every replica drop what it learned of items; None of none."""
         if not tombstones:
             return None
-        users = self._shards.users
-        codes = users.items.codes_of([one.key.encode() for one in tombstones], ensure=True)
-        n = len(codes)
-        rows = self._blank(self._no_event(events, tombstones), np.arange(n))
-        rows.code[:], rows.kind[:] = codes, FORGET_ITEM
+        rows = self._of_items([one.key for one in tombstones], self._no_event(events, tombstones))
+        rows.kind[:] = FORGET_ITEM
         rows.time_ms[:] = [max(0, one.kafka_time_ms) for one in tombstones]
+        return rows
+
+    def introduce(self, arrivals: Arrivals, events: EventColumns) -> Interactions | None:
+        """Have every replica give rows to items that nobody has used yet, and take others back; None of none.
+        No record asks for it: their offset is -1."""
+        if not arrivals:
+            return None
+        n = len(arrivals.dismissed) + len(arrivals.introduced)
+        nowhere = np.full(n, -1, np.int64)
+        cause = _Cause(events.data, np.zeros((n, 2), np.int32), np.zeros(n, np.int32), nowhere)
+        rows = self._of_items([*arrivals.dismissed, *arrivals.introduced], cause)
+        rows.kind[:] = np.where(np.arange(n) < len(arrivals.dismissed), DISMISS, INTRODUCE)
+        return rows
+
+    def _of_items(self, item_ids: Sequence[str], cause: _Cause) -> Interactions:
+        """A row for each item, of the cause at the same place."""
+        codes = self._shards.users.items.codes_of([one.encode() for one in item_ids], ensure=True)
+        rows = self._blank(cause, np.arange(len(codes)))
+        rows.code[:] = codes
         return rows
 
     def _no_event(self, events: EventColumns, tombstones: Sequence[Tombstone]) -> _Cause:

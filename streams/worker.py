@@ -39,6 +39,7 @@ from streams.committer import Committer
 from streams.errors import TransactionLostError, WorkerFencedError
 from streams.follower import Follower
 from streams.intake import Batch, Intake
+from streams.introductions import NOTHING, Introductions
 from streams.item_rejects import ItemRejects
 from streams.learner import Learner, joined
 from streams.learning_log import Interactions, in_phases
@@ -174,6 +175,7 @@ class Worker:
         self.item_rejects: ItemRejects | None = None
         self.verdicts: Verdicts | None = None
         self._said: list[OutputRecord] = []
+        self.introductions, self._arrivals = Introductions(settings, self.replica), NOTHING
         try:
             self.follower.begin()
             while not self._stop.is_set():
@@ -199,8 +201,9 @@ class Worker:
         if not messages:
             self.committer.settle()
         odd_items = self._odd_items()
-        self._said = self._said if 0 in self.shards.owned else []
-        if messages or offsets or odd_items or self._said:
+        if 0 not in self.shards.owned:
+            self._said, self._arrivals = [], NOTHING
+        if messages or offsets or odd_items or self._said or self._arrivals:
             self._handle(messages, offsets, odd_items, clock)
         else:
             self._followed(clock)
@@ -229,6 +232,8 @@ class Worker:
             self.follower.join(self.learner.codes)
             self.judge.begin(self.replica.trial)
             self._said += self._verdicts()
+            if 0 in self.shards.owned and not self._arrivals:
+                self._arrivals = self.introductions.poll()
 
     def _handle(
         self,
@@ -279,7 +284,8 @@ class Worker:
     def _forget(
         self, batch: Batch, removed: list[Tombstone], lists: list[OutputRecords]
     ) -> list[Interactions]:
-        """The learning log's rows of users and items to forget; the users' lists are buried too."""
+        """The learning log's rows of users and items to forget, and of items to introduce; the users' lists
+        are buried too."""
         withdrawals = self.learner.withdrawals
         if batch.forgotten:
             keys = [one.key.encode() for one in batch.forgotten]
@@ -288,7 +294,12 @@ class Worker:
             )
         rows = [withdrawals.forget_user(one, batch.events) for one in batch.forgotten]
         gone = joined([some for some in rows if some is not None])
-        rows = [None if gone is None else in_phases(gone), withdrawals.forget_items(removed, batch.events)]
+        arrivals, self._arrivals = self._arrivals, NOTHING
+        rows = [
+            None if gone is None else in_phases(gone),
+            withdrawals.forget_items(removed, batch.events),
+            withdrawals.introduce(arrivals, batch.events),
+        ]
         return [some for some in rows if some is not None]
 
     def _odd_items(self) -> list[tuple[Record, Rejected | Tombstone]]:

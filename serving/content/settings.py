@@ -57,6 +57,11 @@ class ContentSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     """Encoders of items' files, by the modality's name."""
     max_items: Annotated[int, Meta(ge=1, le=100_000_000)] = 200_000
     """With more, the item whose entry came longest ago goes without vectors."""
+    introduce_items: Annotated[int, Meta(ge=0, le=1_000_000)] = 1000
+    """Newest items of the catalogue that content may propose before anybody has used them, at most, and never
+    more than an eighth of `models.max_items`. 0: none."""
+    introduce_per_batch: Annotated[int, Meta(ge=1, le=10_000)] = 256
+    """So many of them are written to the learning log in one transaction."""
     cpu_share: Annotated[float, Meta(gt=0, le=1)] = 0.5
     """Share of a core that encoding may take while a worker serves."""
     cache_bytes: Annotated[int, Meta(ge=0)] = 1 << 30

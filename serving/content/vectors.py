@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -70,6 +70,8 @@ class ContentVectors:
         self.refused: Counter[str] = Counter()
         """Given embeddings that were left out, by name."""
         self._changed: set[str] = set()
+        self.changes = 0
+        """Counts what has changed so far: entries, vectors."""
 
     def __len__(self) -> int:
         """Items with a row."""
@@ -101,6 +103,14 @@ class ContentVectors:
         found: Float32 = self._table[rows]
         return found
 
+    def has(self, item_id: str) -> bool:
+        """Whether an item has content of any kind."""
+        return bool(self._table[self._row_of.get(item_id, BLANK), self._starts[-1] :].any())
+
+    def newest_first(self) -> Iterator[str]:
+        """Items with a row, the newest entry first."""
+        return reversed(self._row_of)
+
     def take_changes(self) -> set[str]:
         """Items whose vectors changed since the last call."""
         changed, self._changed = self._changed, set()
@@ -131,7 +141,7 @@ class ContentVectors:
         if row != BLANK:
             self._table[row] = 0.0
             self._free.append(row)
-            self._changed.add(item_id)
+            self._note(item_id)
         for number in range(len(self._modalities)):
             self._drop_source(item_id, number)
 
@@ -183,7 +193,11 @@ class ContentVectors:
             return
         self._table[row, start:stop] = 0.0 if vector is None else vector
         self._table[row, self._starts[-1] + number] = float(vector is not None)
+        self._note(item_id)
+
+    def _note(self, item_id: str) -> None:
         self._changed.add(item_id)
+        self.changes += 1
 
     def _given(self, item_id: str, name: str, dim: int, values: Any) -> npt.NDArray[Any] | None:
         if values is None:

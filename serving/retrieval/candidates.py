@@ -13,6 +13,7 @@ from serving import kernels
 from serving.explain_kernels import explain
 from serving.filters import Filter
 from serving.query import QueryBatch, RankedBatch, joined_rows
+from serving.retrieval.content import ContentCandidates, Proposed
 from serving.retrieval.learned import learned_arrays
 from serving.settings import ServingSettings
 
@@ -39,13 +40,19 @@ class Retriever:
     """Gathers candidates, with every online source's score of each. Holds the kernels' scratch memory.
 
     `nearest` gives the factors' candidates where there are more items than `factor_scan_items`; without it,
-    the factors only score there what the other sources propose.
+    the factors only score there what the other sources propose. `content` proposes new items that are like
+    what a user had; an item that was only introduced comes from nowhere else, unless it is asked for by name.
     """
 
     def __init__(
-        self, items: ItemState, settings: ServingSettings, nearest: FactorCandidates | None = None
+        self,
+        items: ItemState,
+        settings: ServingSettings,
+        nearest: FactorCandidates | None = None,
+        content: ContentCandidates | None = None,
     ) -> None:
         self.nearest = nearest
+        self.content = content
         self._items = items
         self._settings = settings
         self._quotas = np.array(
@@ -57,6 +64,7 @@ class Retriever:
     def rooms(self, batch: QueryBatch) -> npt.NDArray[np.int64]:
         """int64[n]: candidates that each query may have at most."""
         related, popular, similar = self._quotas.tolist()
+        related += 0 if self.content is None else self._settings.content_candidates
         rooms: npt.NDArray[np.int64] = related + similar + np.maximum(popular, batch.count.astype(np.int64))
         for position, query in (batch.requests or {}).items():
             if query.candidates is not None:
@@ -71,8 +79,13 @@ class Retriever:
         scanned = rows <= self._settings.factor_scan_items
         if len(self._scratch.total) < rows or scanned != bool(self._scratch.similar.shape[1]):
             self._scratch = _scratch(self._items, 2 * rows, scanned=scanned)
-        nearest = self._nearest(batch.factors, masks[0], scanned)
+        known, mask_of_known = self._used(batch, masks, mask)
+        nearest = self._nearest(batch.factors, known[0], scanned)
         wanted = self._wanted(batch, allowed, mask, nearest)
+        if self.content is not None:
+            content = self.content.find(wanted, masks, self._scratch.blocked, learned.decay)
+            wanted = wanted._replace(content=content.rows, content_scores=content.scores)
+        masks, wanted = known, wanted._replace(mask=mask_of_known)
         found = _empty(len(batch), int(self.rooms(batch).max()))
         kernels.gather(wanted, learned, masks, self._quotas, self._scratch, found)
         return wanted, found
@@ -81,6 +94,20 @@ class Retriever:
         """Put in why each item of the lists stands there: of what was retrieved last."""
         place, columns = self._scratch.place, (ranked.because, ranked.kinds)
         explain(wanted.recent, ranked.rows, ranked.sources, self._learned, place, *columns)
+        if self.content is not None:
+            self.content.explain(wanted.recent, ranked, self._learned.decay)
+
+    def _used(self, batch: QueryBatch, masks: Bool, mask: Int32) -> tuple[Bool, Int32]:
+        """The masks, and which of them holds for whom, without items that nobody has used: all that is known
+        of them is that they are new. Who asks by name may get them."""
+        introduced = self._items.introduced
+        if not introduced.any():
+            return masks, mask
+        named = [at for at, query in (batch.requests or {}).items() if query.candidates is not None]
+        chosen = mask.copy()
+        chosen[named] += len(masks)
+        used = masks & ~introduced
+        return np.concatenate((used, masks)) if named else used, chosen
 
     def _nearest(self, users: Float32, mask: Bool, scanned: bool) -> Int32:
         quota = self._settings.factor_candidates
@@ -89,7 +116,7 @@ class Retriever:
         return self.nearest(users, 2 * quota, mask)  # what this user may not get falls out of the double
 
     def _wanted(self, batch: QueryBatch, allowed: Filter, mask: Int32, nearest: Int32) -> kernels.Wanted:
-        n = len(batch)
+        n, nothing = len(batch), Proposed.nothing(len(batch))
         blocked, blocked_end = allowed.blocked(batch)
         recent, asked, asked_end = (
             _int32(batch.recent),
@@ -120,6 +147,8 @@ class Retriever:
             count=_int32(batch.count),
             mask=mask,
             nearest=nearest,
+            content=nothing.rows,
+            content_scores=nothing.scores,
         )
 
 

@@ -44,6 +44,7 @@ def activity_arrays(items: ItemState) -> Activity:
     """Views, as `learned_arrays`."""
     popular, activity = items.popularity, items.activity
     activity.reserve()
+    popular._reserve(len(items.items))
     return Activity(
         plain=popular._plain,
         exposures=activity.exposures,

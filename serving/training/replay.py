@@ -151,6 +151,18 @@ class FeatureReplay:
         self._follow()
         return had_row
 
+    def introduce(self, item_ids: Sequence[str]) -> int:
+        """As `ItemState.introduce`."""
+        given = self.items.introduce(item_ids)
+        self._follow()
+        return given
+
+    def dismiss(self, item_id: str) -> bool:
+        """As `ItemState.dismiss`."""
+        dismissed = self.items.dismiss(item_id)
+        self._follow()
+        return dismissed
+
     def examples(self) -> Examples:
         """The examples kept, oldest first: a copy."""
         return self._ring.examples(self._codes.ids)

@@ -12,7 +12,7 @@ import pytest
 
 from serving.registry.manifest import MODEL_FILE
 from serving.registry.store import Published
-from streams.events import ModelRecord
+from streams.events import ModelRecord, Recommendation
 from streams.settings import Settings
 from tests.integration.auditor import assert_exactly_once, lists_of, replayed_digests
 from tests.integration.test_worker_crashes import snapshots
@@ -96,9 +96,49 @@ def test_swap_under_load(fleet: Deployment) -> None:
     assert "not a models record" in worker.log
 
 
+def test_lists_say_that_the_live_version_could_not_be_loaded(fleet: Deployment) -> None:
+    """A worker that restarts beside a damaged registry goes on from the online models, and says so, until a
+    version is in service."""
+    folder = Path(fleet.settings.registry.url)
+    vocabulary, table = [f"item-{n}" for n in range(151)], successor_table(151, 1)
+    _, first = publish_table(folder, "v1", vocabulary, table)
+    _, second = publish_table(folder, "v2", vocabulary, table)
+    small = {"WORKER__MAX_BATCH": "10"}
+    stream = stream_of(900, seed=24, items=150)
+    lists = fleet.tail("recommendations")
+    _announce(fleet, first)
+    worker = fleet.worker(None, **small)
+    sent = _flow_until(fleet, stream, 0, lambda: _newest_ranker(lists) == "v1", lists)
+    worker.stop()
+    served = sent
+    damaged = folder / "ranker" / "v1" / MODEL_FILE
+    damaged.write_bytes(damaged.read_bytes()[:-50])
+    worker = fleet.worker(None, **small)
+    refused = "ranker v1 can't be loaded: another size or SHA-256"
+    sent = _flow_until(fleet, stream, sent, lambda: refused in str(_newest(lists).degraded_reason), lists)
+    sent = _flow_until(fleet, stream, sent, lambda: len(lists.records) > served + 20, lists)
+    _announce(fleet, second)
+    sent = _flow_until(fleet, stream, sent, lambda: _newest_ranker(lists) == "v2", lists)
+    fleet.wait_handled()
+    worker.stop()
+    run = assert_exactly_once(fleet.settings)
+    made = sorted(lists_of(run), key=lambda m: m.generated_at)
+    assert all(m.degraded == (m.ranker is None) == (m.degraded_reason is not None) for m in made)
+    reasons = [reason for reason, _ in groupby(m.degraded_reason for m in made)]
+    loading = [f"ranker {version} is being loaded" for version in ("v1", "v2")]
+    told = [reason for reason in reasons if reason not in loading]
+    assert [reason is None for reason in told] == [True, False, True]
+    assert str(told[1]).startswith(refused)
+    counted = sum(own.stats.degraded for shard in run.shards.values() if (own := shard.record()) is not None)
+    assert counted == sum(m.degraded for m in made) >= 20
+
+
+def _newest(lists: Tail) -> Recommendation:
+    return msgspec.json.decode(lists.records[-1].value() or b"", type=Recommendation)
+
+
 def _newest_ranker(lists: Tail) -> str | None:
-    ranker: str | None = msgspec.json.decode(lists.records[-1].value() or b"")["ranker"]
-    return ranker
+    return _newest(lists).ranker if lists.records else None
 
 
 def _flow_until(

@@ -53,10 +53,10 @@ def test_the_owner_changes_no_item_and_draws_known_others() -> None:
 
 def test_the_step_for_other_kernels_is_the_batch_kernels() -> None:
     @numba.njit
-    def steps(rows, vectors, weight, hashes, factors, users, drawn):  # type: ignore[no-untyped-def]
+    def steps(rows, vectors, weight, hashes, factors, untried, users, drawn):  # type: ignore[no-untyped-def]
         for event in range(len(rows)):
             kernels.isgd_step(
-                rows[event], vectors[event], weight[event], hashes[event], factors, 0.3, 0.01,
+                rows[event], vectors[event], weight[event], hashes[event], factors, untried, 0.3, 0.01,
                 users[event], drawn[event],
             )  # fmt: skip
 
@@ -65,14 +65,16 @@ def test_the_step_for_other_kernels_is_the_batch_kernels() -> None:
     users, vectors = rng.normal(size=(2, 4, 8)).astype(np.float32)
     weight = np.array([1.0, 2.0, -1.0, 0.5], dtype=np.float32)
     hashes = rng.integers(0, 2**64, 4, dtype=np.uint64)
-    found = []
+    found, untried = [], np.arange(len(factors)) % 3 == 0
     for kernel in (steps, None):
         moved, drawn = users.copy(), np.full((4, 5), 99, dtype=np.int32)
         if kernel:
-            kernel(rows, vectors, weight, hashes, factors, moved, drawn)
+            kernel(rows, vectors, weight, hashes, factors, untried, moved, drawn)
         else:
-            kernels.isgd_learn_users(rows, vectors, weight, hashes, factors, 0.3, 0.01, moved, drawn)
+            kernels.isgd_learn_users(rows, vectors, weight, hashes, factors, untried, 0.3, 0.01, moved, drawn)
         assert (drawn[2] == -1).all()
+        assert not untried[drawn[drawn >= 0]].any()
+        assert (drawn >= 0).sum() > 10
         found.append((moved.tobytes(), drawn.tobytes()))
     assert found[0] == found[1]
 
@@ -132,6 +134,9 @@ def test_a_step_back_is_bounded_whatever_the_factors() -> None:
             weights, hashes = np.array([weight], dtype=np.float32), np.array([9], dtype=np.uint64)
             kernels.isgd_unlearn(item, negatives, weights, users, factors, 0.5)
             vectors = factors[:1].copy()
-            kernels.isgd_unlearn_users(item, vectors, weights, hashes, factors, 0.5, users, negatives)
+            untried = np.zeros(len(factors), np.bool_)
+            kernels.isgd_unlearn_users(
+                item, vectors, weights, hashes, factors, untried, 0.5, users, negatives
+            )
             assert np.abs(factors).max() <= 10.0
             assert np.abs(users).max() <= 10.0

@@ -215,7 +215,7 @@ def test_snapshot_keeps_the_offset_and_refuses_other_settings() -> None:
 def test_snapshot_of_another_format_is_refused() -> None:
     state = ItemState(SETTINGS)
     data = safetensors.numpy.save(state.to_arrays(), metadata={"freshet": '{"format": "0"}'})
-    with pytest.raises(SnapshotMismatchError, match="format 0, this program reads 4"):
+    with pytest.raises(SnapshotMismatchError, match="format 0, this program reads 5"):
         ItemState.from_bytes(SETTINGS, data)
 
 

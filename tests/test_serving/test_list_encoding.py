@@ -68,12 +68,13 @@ def batches(draw: st.DrawFn) -> tuple[RankedBatch, ItemTable, Catalogue]:
         batch.length[user] = draw(st.integers(0, width))
         for place in range(int(batch.length[user])):
             kind = draw(st.integers(0, len(KINDS) - 1))
-            named = draw(st.lists(row, min_size=kind == 0, max_size=(BECAUSE, 0, 0, 0, 1)[kind], unique=True))
+            most = (BECAUSE, 0, 0, 0, 1, BECAUSE)[kind]
+            named = draw(st.lists(row, min_size=kind == 0, max_size=most, unique=True))
             batch.rows[user, place] = draw(row)
             batch.scores[user, place] = draw(
                 st.floats(-(2.0**50), 2.0**50, width=32) | st.floats(-30, 3, width=32)
             )
-            batch.sources[user, place] = draw(st.integers(0, 31))
+            batch.sources[user, place] = draw(st.integers(0, 63))
             batch.kinds[user, place] = kind
             batch.because[user, place, : len(named)] = named
     return batch, items, catalogue

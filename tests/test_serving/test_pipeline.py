@@ -228,6 +228,18 @@ class TestRanker:
         pipeline.use(None)
         assert pipeline.recommend([query])[0] == online
 
+    def test_one_that_should_serve_and_is_not_there_is_said(self) -> None:
+        pipeline = self.pipeline(1.0)
+        query = Query([item_name(3)], {item_name(3)}, NOBODY, 10)
+        online = pipeline.recommend([query])[0]
+        assert online.degraded is None
+        pipeline.lacking = "ranker v1 can't be loaded"
+        said = pipeline.recommend([query])[0]
+        assert (said.items, said.ranker) == (online.items, None)
+        assert said.degraded == "ranker v1 can't be loaded"
+        pipeline.use(markov_ranker())
+        assert pipeline.recommend([query])[0].degraded is None
+
     def test_rows_that_change_hands_change_its_index(self) -> None:
         pipeline = self.pipeline(1.0)
         pipeline.use(markov_ranker())

@@ -12,18 +12,18 @@ from serving import kernels
 from serving.blend_kernels import blend
 from serving.scoring import FLOOR
 
-WEIGHTS = (0.7, 0.1, 0.3, 0.25)
+WEIGHTS = (0.7, 0.1, 0.3, 0.4, 0.25)
 NO_RANKER = np.empty((1, 0), dtype=np.float32)
 Float64 = npt.NDArray[np.float64]
 
 amounts = st.floats(0, 1e4, width=32)
-tables = st.integers(1, 12).flatmap(lambda n: hnp.arrays(np.float32, (n, 3), elements=amounts))
+tables = st.integers(1, 12).flatmap(lambda n: hnp.arrays(np.float32, (n, kernels.ONLINE), elements=amounts))
 
 
 def found(scores: npt.NDArray[np.float32]) -> kernels.Found:
     """One user's candidates, with one place to spare."""
     n = len(scores)
-    padded = np.zeros((1, 3, n + 1), dtype=np.float32)
+    padded = np.zeros((1, kernels.ONLINE, n + 1), dtype=np.float32)
     padded[0, :, :n] = scores.T
     return kernels.Found(
         length=np.array([n], dtype=np.int32),
@@ -56,6 +56,7 @@ def log_softmax(x: Float64) -> Float64:
 def test_online_scores_are_the_equation(scores: npt.NDArray[np.float32], experience: float) -> None:
     x = scores.astype(np.float64)
     expected = 0.7 * log_share(x[:, 0]) + 0.1 * log_share(x[:, 1]) + 0.3 * experience * log_softmax(x[:, 2])
+    expected += 0.4 * log_share(x[:, 3])
     np.testing.assert_allclose(blended(scores, experience=experience), expected, rtol=1e-4, atol=1e-4)
 
 
@@ -78,7 +79,7 @@ def test_a_ranker_that_knows_nothing_changes_nothing(scores: npt.NDArray[np.floa
 
 def test_an_unknown_item_keeps_its_online_standing() -> None:
     """Online, the unknown item ties with the second of three; the ranker stretches all: still it does."""
-    scores = np.array([[1, 1, 0], [2, 1, 0], [3, 1, 0], [2, 1, 0]], dtype=np.float32)
+    scores = np.array([[1, 1, 0, 0], [2, 1, 0, 0], [3, 1, 0, 0], [2, 1, 0, 0]], dtype=np.float32)
     online = blended(scores)
     standing = online - online.mean()
     logits = (5 * standing).astype(np.float32)[None, :]
@@ -89,7 +90,7 @@ def test_an_unknown_item_keeps_its_online_standing() -> None:
 
 
 def test_a_source_without_an_opinion_weighs_nothing() -> None:
-    scores = np.array([[0, 5, 0], [0, 1, 0]], dtype=np.float32)
+    scores = np.array([[0, 5, 0, 0], [0, 1, 0, 0]], dtype=np.float32)
     np.testing.assert_allclose(
         blended(scores, experience=0.0), 0.1 * log_share(np.array([5.0, 1.0])), rtol=1e-5
     )

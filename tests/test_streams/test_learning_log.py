@@ -26,6 +26,7 @@ from streams.learning_log import (
     decode_record,
     learning_batches,
 )
+from streams.log_kinds import DISMISS, INTRODUCE
 
 DIGEST = "d" * 64
 TOPICS = ("t.events", "t.users", "t.items")
@@ -113,7 +114,7 @@ def logs(draw: st.DrawFn) -> tuple[Log, list[Row]]:
     items = draw(st.lists(ITEMS, min_size=1, max_size=6))
     vectors = st.lists(st.floats(-10, 10, width=32), min_size=width, max_size=width)
     rows = st.integers(0, 2**31 - 3)
-    kinds = draw(st.sampled_from([st.just(LEARN), st.integers(LEARN, FORGET_ITEM)]))
+    kinds = draw(st.sampled_from([st.just(LEARN), st.integers(LEARN, DISMISS)]))
     row = st.builds(
         Row,
         event_id=IDS,
@@ -163,7 +164,8 @@ def _check(record: LogRecord, rows: list[Row], widths: tuple[int, int, int]) -> 
     assert record.event_types == list(KINDS)
     assert record.kinds.tolist() == [row.kind for row in rows]
     assert bool(record.kind) == any(row.kind for row in rows)
-    origin = {UNCOUNT: "t.users", FORGET_USER: "t.users", FORGET_ITEM: "t.items"}
+    origin = {UNCOUNT: "t.users", FORGET_USER: "t.users"}
+    origin |= dict.fromkeys((FORGET_ITEM, INTRODUCE, DISMISS), "t.items")
     assert [record.topics[k] for k in record.column("topic", "u1")] == [
         origin.get(row.kind, "t.events") for row in rows
     ]

@@ -61,6 +61,57 @@ def test_what_was_refused_counts_until_it_is_asked_for_again(settings: Settings,
     assert not replica.refused
 
 
+def test_what_is_lacking_is_said_until_a_version_serves(settings: Settings, replica: Replica) -> None:
+    folder = Path(settings.registry.url)
+    first, second = (
+        publish_table(folder, version, ITEMS, successor_table(20, number))[1]
+        for number, version in enumerate(("v1", "v2"), start=1)
+    )
+    model = folder / "ranker" / "v1" / MODEL_FILE
+    whole = model.read_bytes()
+    model.write_bytes(whole[:-1])
+    assert replica.catch_up(lambda: False)
+    assert replica.lacking is None, "nothing was announced"
+    announce(settings, record("v1", digest=first.digest))
+    follow_until(replica, lambda: "live" in replica.refused)
+    assert replica.lacking is not None
+    assert replica.lacking.startswith("ranker v1 can't be loaded: another size or SHA-256")
+    restarted = Replica(settings, EventValidator(settings.validation, lambda key: 0), check_layout(settings))
+    try:
+        assert restarted.catch_up(lambda: False)
+        assert restarted.lacking == "ranker v1 is being loaded"
+        follow_until(restarted, lambda: "live" in restarted.refused)
+        assert restarted.lacking == replica.lacking
+    finally:
+        restarted.close()
+    announce(settings, record("v2", digest=second.digest))
+    follow_until(replica, lambda: replica.slot.current is not None)
+    assert replica.lacking is None
+    announce(settings, record("v1", digest=first.digest))
+    follow_until(replica, lambda: "live" in replica.refused)
+    assert replica.lacking is None, "v2 goes on serving"
+
+
+def test_a_store_that_is_asked_again_is_lacking_all_the_while(
+    settings: Settings, replica: Replica, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "RETRY_S", 0.0)
+    folder = Path(settings.registry.url)
+    digest = publish_table(folder, "v1", ITEMS, successor_table(20, 1))[1].digest
+    folder.rename(folder.with_name("away"))
+    announce(settings, record("v1", digest=digest))
+    follow_until(replica, lambda: "live" in replica.refused)
+    first = replica.refused["live"]
+    said = "ranker v1 can't be loaded: the registry could not be read"
+    while replica.refused.get("live") in (first, None):
+        assert replica.lacking == said
+        replica.follow()
+        time.sleep(0.01)
+    folder.with_name("away").rename(folder)
+    follow_until(replica, lambda: replica.slot.current is not None)
+    assert replica.lacking is None
+
+
 def test_a_record_too_large_to_be_answered_is_passed_over(settings: Settings, replica: Replica) -> None:
     folder = Path(settings.registry.url)
     digest = publish_table(folder, "v1", ITEMS, successor_table(20, 1))[1].digest

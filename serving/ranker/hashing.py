@@ -31,7 +31,8 @@ SPREAD = 4
 VERSION = 1
 """Counts the changes to the equation above."""
 MOST_CACHED = 1 << 14
-"""Combinations of values whose columns are kept; above, they are forgotten and hashed again."""
+"""Combinations of values whose columns are kept, by a digest: a long text takes no more memory than a short
+one, and none outlives its record. Above, they are forgotten and hashed again."""
 
 
 class ContextHash:
@@ -45,7 +46,7 @@ class ContextHash:
 
     def __init__(self, keys: Sequence[str] = ()) -> None:
         self.keys = tuple(keys)
-        self._rows: dict[tuple[object, ...], Float32] = {}
+        self._rows: dict[bytes, Float32] = {}
 
     @property
     def digest(self) -> bytes:
@@ -66,7 +67,8 @@ class ContextHash:
 
     def _row(self, context: Mapping[str, str | float | bool]) -> Float32:
         values = [context.get(key) for key in self.keys]
-        known = tuple([(type(value), value) for value in values])  # True, 1 and 1.0 are one key to a dict
+        spelled = repr(values).encode()  # tells True, "True" and 1.0 apart, and escapes what UTF-8 can't hold
+        known = hashlib.blake2b(spelled, digest_size=16).digest()
         row = self._rows.get(known)
         if row is None:
             if len(self._rows) >= MOST_CACHED:

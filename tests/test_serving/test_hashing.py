@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from online_models.item_table import ItemTable
 from serving.query import Query, QueryBatch
+from serving.ranker import hashing as hashing_module
 from serving.ranker.hashing import ContextHash, squashed
 from serving.ranker.inputs import CONTEXT, HASHED, OWN_CONTEXT, context_of
 
@@ -68,6 +69,19 @@ def test_what_one_dict_takes_for_one_key_is_told_apart() -> None:
     assert np.array_equal(
         rows, ContextHash(("a",)).rows([{"a": True}, {"a": 1}, {"a": "1"}, {"a": "True"}, {"a": 1}])
     )
+
+
+def test_no_text_outlives_its_record(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is kept of combinations met is of one size, whatever was said, and bounded in number."""
+    monkeypatch.setattr(hashing_module, "MOST_CACHED", 3)
+    hashing = ContextHash(KEYS)
+    said = [{"device": f"{n} of somebody@example.org " * 30} for n in range(5)]
+    rows = hashing.rows(said)
+    assert len(hashing._rows) == 2
+    assert {len(key) for key in hashing._rows} == {16}
+    assert not any(b"somebody" in key for key in hashing._rows)
+    assert np.array_equal(hashing.rows(said[::-1]), rows[::-1])
+    assert np.array_equal(ContextHash(KEYS).rows(said), rows)
 
 
 def test_common_values_can_be_told_apart_by_a_linear_map() -> None:

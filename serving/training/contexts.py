@@ -47,6 +47,7 @@ class ContextTable:
             found[place] = code
         return found
 
-    def of(self, codes: Int32) -> Float32 | None:
-        """float32[n, HASHED]; None where nothing was ever said."""
-        return self._rows[codes] if len(self._codes) > 1 else None
+    def codes_from(self, other: ContextTable, codes: Int32) -> Int32:
+        """Codes in this table of `other`'s int32[n], without a row for each: n may be millions."""
+        used = np.unique(codes)
+        return self.codes_of(other.rows[used], len(used))[np.searchsorted(used, codes)]

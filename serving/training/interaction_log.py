@@ -129,8 +129,9 @@ class InteractionLog:
         rest.event_types = list(self.event_types)
         rest.context_keys = self.context_keys
         columns: dict[str, Any] = {name: self.column(name)[rows] for name in _COLUMNS}
-        columns["context"] = self.contexts.of(columns["context"])
+        codes = columns.pop("context")
         rest.append(item_ids=self.item_ids, **columns)
+        rest.column("context")[:] = rest.contexts.codes_from(self.contexts, codes)
         return rest
 
     def _intern(self, item_ids: Sequence[str], local: Int64) -> Int64:

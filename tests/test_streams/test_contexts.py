@@ -189,6 +189,9 @@ def test_the_trainer_keeps_each_row_s_context_whatever_is_cut() -> None:
     kept = data.chosen(np.array([7, 4, 1])).newest(2)
     assert kept.context_keys == KEYS
     assert np.array_equal(kept.contexts.rows[kept.column("context")], expected[[4, 1]])
+    assert len(kept.contexts) == 3, "of rows that are left out nothing is kept"
+    silent = data.chosen(np.flatnonzero(data.column("context") == 0))
+    assert not silent.column("context").any()
 
 
 def test_a_context_of_another_width_is_refused() -> None:

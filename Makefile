@@ -56,6 +56,7 @@ bench: $(STAMP) | need-maven ## the table of speed, each row beside what it is h
 bench-quality: $(STAMP) ## the table of quality: the goals beside anchors and peers, then the networks, three hours (ARGS="--small")
 	$(PY) -m benchmarks.quality $(ARGS)
 	$(PY) -m benchmarks.networks_loo $(filter --small,$(ARGS))
+	$(PY) -m benchmarks.networks_losses $(filter --small,$(ARGS))
 	$(PY) -m benchmarks.prequential_ranker $(filter --small,$(ARGS))
 	$(PY) -m benchmarks.compression $(filter --small,$(ARGS))
 

@@ -27,8 +27,9 @@ EVERY_S = 0.5
 AGAIN_S = 10.0
 """What was written is in the log within milliseconds; unless its transaction was lost with the session. Also
 how often items are looked at that have become visible since."""
-LOOKED_AT = 20_000
-"""Newest entries of the catalogue that are looked at, at most: 5 ms."""
+LOOKED_AT, AT_ONCE = 5000, 1000
+"""Newest entries of the catalogue that are looked at, at most, or twice as many as may be introduced, so many
+at once: 0.5 ms each, while events wait."""
 TABLE_SHARE = 8
 """At most one row in so many of `models.max_items` is an introduced one."""
 
@@ -98,10 +99,12 @@ class Introductions:
     def _unused(self) -> Iterator[str]:
         """Items of the catalogue that may be served, have content and were never used, newest entry first."""
         replica, now_ms = self._replica, int(time.time() * 1000)
-        table, introduced = replica.items.items, replica.items.introduced
-        for item_id in islice(replica.content.newest_first(), LOOKED_AT):
-            row = table.row(item_id)
-            if row >= 0 and not introduced[row]:
-                continue
-            if replica.catalogue.is_servable(item_id, now_ms) and (row >= 0 or replica.content.has(item_id)):
-                yield item_id
+        introduced = np.append(replica.items.introduced, False)  # of row -1, none
+        newest = islice(replica.content.newest_first(), max(LOOKED_AT, 2 * self._most))
+        while ids := list(islice(newest, AT_ONCE)):
+            rows = replica.items.items.rows(ids)
+            unused, absent = introduced[rows], np.flatnonzero(rows < 0)
+            unused[absent] = replica.content.has(ids[place] for place in absent.tolist())
+            for place in np.flatnonzero(unused).tolist():
+                if replica.catalogue.is_servable(ids[place], now_ms):
+                    yield ids[place]

@@ -67,6 +67,7 @@ class Scheduling(LoadScopeScheduling):  # type: ignore[misc]  # xdist's has no t
         return _group(nodeid)
 
 
+@pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Scheduling:
     config.option.loadscopereorder = False
     return Scheduling(config, log)

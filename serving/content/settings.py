@@ -59,7 +59,8 @@ class ContentSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     """With more, the item whose entry came longest ago goes without vectors."""
     introduce_items: Annotated[int, Meta(ge=0, le=1_000_000)] = 1000
     """Newest items of the catalogue that content may propose before anybody has used them, at most, and never
-    more than an eighth of `models.max_items`. 0: none."""
+    more than an eighth of `models.max_items`. Looked for among twice as many of the newest entries, or 5,000.
+    0: none."""
     introduce_per_batch: Annotated[int, Meta(ge=1, le=10_000)] = 256
     """So many of them are written to the learning log in one transaction."""
     cpu_share: Annotated[float, Meta(gt=0, le=1)] = 0.5

@@ -103,9 +103,9 @@ class ContentVectors:
         found: Float32 = self._table[rows]
         return found
 
-    def has(self, item_id: str) -> bool:
-        """Whether an item has content of any kind."""
-        return bool(self._table[self._row_of.get(item_id, BLANK), self._starts[-1] :].any())
+    def has(self, item_ids: Iterable[str]) -> npt.NDArray[np.bool_]:
+        """bool[n]: whether items have content of any kind."""
+        return self._table[self.rows_of(item_ids), self._starts[-1] :].any(axis=1)
 
     def newest_first(self) -> Iterator[str]:
         """Items with a row, the newest entry first."""

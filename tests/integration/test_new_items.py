@@ -4,6 +4,7 @@ had it: real workers, a real encoder with known answers."""
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from streams.log_kinds import FORGET_ITEM, INTRODUCE
 from streams.settings import Settings
 from tests.integration.auditor import Run, assert_exactly_once, replayed_digests
 from tests.integration.test_worker_crashes import snapshots
-from tests.integration.worker_process import START_MS, Deployment, Input, Tail, deployment, event
+from tests.integration.worker_process import PATIENCE_S, START_MS, Deployment, Input, Tail, deployment, event
 from tests.test_serving.content_cases import word_encoder
 
 TEA, NAILS = [1.0, 0.0], [0.0, 1.0]
@@ -54,10 +55,10 @@ class _Shop:
     def until(
         self, reached: Callable[[dict[str, list[RecommendedItem]]], bool]
     ) -> dict[str, list[RecommendedItem]]:
-        for _ in range(300):
-            if reached(lists := self.lists()):
-                return lists
-        raise AssertionError(f"not reached: {lists}\n{self._fleet.logs()}")
+        end = time.monotonic() + PATIENCE_S
+        while not reached(lists := self.lists()):
+            assert time.monotonic() < end, f"not reached: {lists}\n{self._fleet.logs()}"
+        return lists
 
 
 def _named(items: list[RecommendedItem]) -> dict[str, RecommendedItem]:

@@ -17,6 +17,7 @@ from serving.filters import Filter
 from serving.pipeline import Pipeline
 from serving.query import Query, QueryBatch
 from serving.retrieval import SOURCES, ContentCandidates, Retriever, kernels_content
+from serving.retrieval import content as content_module
 from serving.settings import ServingSettings
 from tests.test_serving.pipeline_cases import MODELS, World, item_name, learned, queries, worlds
 
@@ -224,3 +225,41 @@ def test_few_are_compared_those_that_came_last_and_no_used_ones() -> None:
 
     assert found() <= {f"n{k}" for k in range(15, 20)}
     assert len(content) == 5
+
+
+def test_however_many_come_at_once_few_are_copied(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker that starts, or whose old items get other content, has the newest, and copies no others."""
+    state = learned([(0, "u", 1.0)], MODELS)
+    vectors = vectors_of({f"n{k}": {"look": [1.0, float(k), 0.0]} for k in range(200)})
+    content = ContentCandidates(state, vectors, ServingSettings(content_scan_items=5))
+    put: list[int] = []
+    monkeypatch.setattr(content, "_put", lambda row, vector: put.append(row) or original(row, vector))
+    original = ContentCandidates._put.__get__(content)
+    state.introduce([f"n{k}" for k in range(100)])
+    content._follow()
+    newest = state.items.rows([f"n{k}" for k in range(95, 100)])
+    assert set(put) == set(content._rows[: len(content)].tolist()) == set(newest.tolist())
+    put.clear()
+    content.rows_changed(state.items.rows([f"n{k}" for k in range(94, 96)]))
+    assert put == [newest[0]], "the one before stays out"
+    state.introduce(["n100"])
+    content._follow()
+    assert set(content._rows[: len(content)].tolist()) == {*newest[1:].tolist(), state.items.row("n100")}
+    np.testing.assert_array_equal(
+        content._vectors[content._slot[newest[1:]]], vectors.of([f"n{k}" for k in range(96, 100)])
+    )
+
+
+def test_the_mean_of_a_large_catalogue_is_that_of_items_at_even_distances() -> None:
+    n = 3 * content_module.MEAN_ROWS
+    table = np.zeros((n, 4), dtype=np.float32)
+    table[1:, 0], table[1:, 1], table[1:, 3] = np.arange(1, n), 1.0, 1.0
+    table[::2, 1:] = 0.0
+    mean = content_module._mean_of(table, np.array([0, 2, 3]))
+    assert mean[1] == 1.0, "of those that have it"
+    chosen = np.arange(0, n, 3)
+    np.testing.assert_allclose(mean[0], table[chosen, 0].sum() / (chosen % 2).sum(), rtol=1e-6)
+    few = table[: content_module.MEAN_ROWS]
+    np.testing.assert_allclose(
+        content_module._mean_of(few, np.array([0, 2, 3]))[0], few[:, 0].sum() / few[:, 3].sum(), rtol=1e-6
+    )

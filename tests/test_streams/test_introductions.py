@@ -3,6 +3,7 @@ restart; and their rows in the learning log, which every follower of it takes al
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -142,6 +143,37 @@ def test_a_full_table_is_left_alone() -> None:
     assert not owner.introduced, "they went first"
     owner.introductions._due_anyway = 0.0
     assert not owner.follow()
+
+
+@pytest.mark.parametrize("at_once", [1, 3, 100])
+def test_so_many_of_the_newest_entries_are_looked_at(at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For what they are: used, introduced, hidden and without content. Only what has no row is asked for
+    content."""
+    monkeypatch.setattr(module, "LOOKED_AT", 12)
+    monkeypatch.setattr(module, "AT_ONCE", at_once)
+    owner = Owner(most=5)
+    owner.put(*names(0, 10))
+    owner.items.introduce(["i3"])
+    owner.put("hidden", hidden=True)
+    owner.use("i5", "i7")
+    owner.content.put("plain", {})
+    asked: list[str] = []
+    has = owner.content.has
+
+    def noted(item_ids: Iterable[str]) -> Any:
+        asked.extend(item_ids := list(item_ids))
+        return has(item_ids)
+
+    monkeypatch.setattr(owner.content, "has", noted)
+    assert owner.look().introduced == ["i9", "i8", "i6", "i4"]
+    assert not {"i3", "i5", "i7"} & set(asked)
+    owner = Owner(most=5)
+    owner.put(*names(0, 20))
+    owner.use(*names(8, 20))
+    assert not owner.look(), "twelve entries are newer"
+    owner.use("i20")
+    owner.content.forget("i19")
+    assert owner.look().introduced == ["i7"]
 
 
 def test_what_was_removed_comes_back_with_the_catalogue_alone() -> None:

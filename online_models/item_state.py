@@ -67,6 +67,7 @@ class ItemState:
         self._moved = np.zeros(0, np.uint8)
         self._moved_next = 0
         self._introduced = np.zeros(0, np.bool_)
+        self._has_introduced = False
         self._share(ItemTable(limit=settings.max_items))
 
     def apply(self, batch: LearningBatch) -> None:
@@ -101,7 +102,7 @@ class ItemState:
             for model in self._models:
                 model.give_rows(changes)
             self._cover()
-            self._introduced[changes[changes[:, 1] == GIVEN, 2]] = True
+            self._introduced[changes[changes[:, 1] == GIVEN, 2]] = self._has_introduced = True
         return int(np.count_nonzero(changes[:, 1] == GIVEN))
 
     def dismiss(self, item_id: str) -> bool:
@@ -115,6 +116,12 @@ class ItemState:
         """bool[rows]: has its row by `introduce` and no event yet. A view."""
         self._cover()
         return self._introduced[: len(self.items)]
+
+    @property
+    def has_introduced(self) -> bool:
+        """Whether any row is `introduced`; costs nothing where none ever was."""
+        self._has_introduced = self._has_introduced and bool(self.introduced.any())
+        return self._has_introduced
 
     def expose(self, item_ids: Sequence[str], item: NDArray[np.int32]) -> None:
         """Count exposures of items, by places int32[n] in `item_ids`. An item gets no row by being shown: one
@@ -220,6 +227,7 @@ class ItemState:
         self._share(ItemTable.from_arrays(arrays, self.settings.max_items))
         self._introduced = np.zeros(len(self.items), np.bool_)
         self._introduced[arrays["introduced"]] = True
+        self._has_introduced = len(arrays["introduced"]) > 0
         for model in self._models:
             model.load_item_arrays(arrays)
 
@@ -267,7 +275,7 @@ class ItemState:
         """Have columns name no item that is only introduced, as if it had no row yet. `uses`: rows int32[n]
         whose items the n events use, one after the other."""
         self._cover()
-        if not self._introduced.any():
+        if not self.has_introduced:
             return
         used, first = np.unique(np.append(uses, np.int32(len(self.items))), return_index=True)
         event = np.arange(len(rows.item))[:, None]

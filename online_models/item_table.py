@@ -160,7 +160,7 @@ class ItemTable:
         noted = []
         for item_id in item_ids:
             if item_id and item_id not in self._row_of and self.room:
-                self._reserve(len(self.ids) + 1)
+                self._reserve(min(self.limit, len(self.ids) + 1))
                 changes = np.empty((5, 4), dtype=np.int32)
                 n = kernels.take_row(self._lists, self._index_of_row, self._index_of_row, 0, changes, 0)
                 row = int(self._lists.marks[kernels.NEWEST])

@@ -100,13 +100,12 @@ class Retriever:
     def _used(self, batch: QueryBatch, masks: Bool, mask: Int32) -> tuple[Bool, Int32]:
         """The masks, and which of them holds for whom, without items that nobody has used: all that is known
         of them is that they are new. Who asks by name may get them."""
-        introduced = self._items.introduced
-        if not introduced.any():
+        if not self._items.has_introduced:
             return masks, mask
         named = [at for at, query in (batch.requests or {}).items() if query.candidates is not None]
         chosen = mask.copy()
         chosen[named] += len(masks)
-        used = masks & ~introduced
+        used = masks & ~self._items.introduced
         return np.concatenate((used, masks)) if named else used, chosen
 
     def _nearest(self, users: Float32, mask: Bool, scanned: bool) -> Int32:

@@ -191,6 +191,20 @@ def test_what_was_removed_comes_back_with_the_catalogue_alone() -> None:
     assert owner.follow().introduced == ["a"]
 
 
+def test_none_wanted_takes_all_back() -> None:
+    owner = Owner(most=5, per_batch=3)
+    owner.put(*names(0, 5))
+    while owner.follow():
+        pass
+    assert len(owner.introduced) == 5
+    content = msgspec.structs.replace(owner.settings.content, introduce_items=0)
+    owner.settings = msgspec.structs.replace(owner.settings, content=content)
+    owner.restart()
+    assert owner.follow() == Arrivals([], ["i4", "i3", "i2"]), "in the order in which they got their rows"
+    assert owner.follow() == Arrivals([], ["i1", "i0"])
+    assert not owner.items.has_introduced
+
+
 def test_without_content_nothing_is_looked_for() -> None:
     owner = Owner(most=5)
     owner.content = ContentVectors()

@@ -164,11 +164,16 @@ def compile_all(settings: Settings) -> float:
     started = time.monotonic()
     layout.warm_up()
     missing = bool(cast(Any, layout.hide).stats.cache_misses)
-    with _beside(PARTS if missing and (os.cpu_count() or 1) > 1 else ()) as wait:
+    with _beside(PARTS if missing and _cores() > 1 else ()) as wait:
         compile_streams(settings, wait)
     for part in PARTS.values():
         part(settings)
     return time.monotonic() - started
+
+
+def _cores() -> int:
+    """Cores that this process may use: of a machine, a container or `taskset` may leave it one."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @contextlib.contextmanager
@@ -178,7 +183,11 @@ def _beside(parts: Iterable[str]) -> Iterator[Callable[[], None]]:
     with contextlib.ExitStack() as stack:
         others = []
         for part in parts:  # a session of their own: Ctrl-C comes to this process, which ends the others
-            other = subprocess.Popen([*command, part], stdin=none, stdout=none, start_new_session=True)
+            try:
+                other = subprocess.Popen([*command, part], stdin=none, stdout=none, start_new_session=True)
+            except OSError as error:  # no memory, too many processes
+                log.warning("no process for %s (%s); it is compiled here", part, error)
+                break
             stack.callback(other.wait)
             stack.callback(other.kill)
             others.append(other)

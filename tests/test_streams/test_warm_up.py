@@ -57,3 +57,23 @@ def test_a_part_that_fails_is_told_and_left_to_this_process(caplog: pytest.LogCa
 def test_leaving_early_ends_the_others() -> None:
     with pytest.raises(KeyError), warm_up._beside(["lists"]):
         raise KeyError
+
+
+def test_without_another_process_all_is_compiled_here(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(sys, "executable", "/nowhere/python")
+    with caplog.at_level(logging.WARNING), warm_up._beside(warm_up.PARTS) as wait:
+        wait()
+    assert "no process for models" in caplog.text
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="cores are chosen so on Linux")
+def test_one_core_of_several_counts_as_one() -> None:
+    mine = os.sched_getaffinity(0)
+    assert warm_up._cores() == len(mine)
+    os.sched_setaffinity(0, {min(mine)})
+    try:
+        assert warm_up._cores() == 1
+    finally:
+        os.sched_setaffinity(0, mine)

@@ -34,7 +34,7 @@ REFUSAL_KINDS = {
     "file": "a file that is missing, is no ONNX graph, vocabulary or probe, or is not let in",
     "signature": "other inputs or outputs than ours",
     "features": "trained on other online features than this code makes",
-    "context": "reads other keys of `context` than `ranker.context_keys` names here",
+    "context": "reads other keys of `context` than `ranker.context_keys` names, or hashed in another way",
     "vocabulary": "vocabulary and manifest disagree",
     "not_finite": "scores that are no numbers",
     "probe": "golden inputs do not give the golden scores",

@@ -173,6 +173,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     context_keys: tuple[str, ...] = ()
     """Keys of `context` whose hashed values the network reads (`ranker.context_keys` at training); none: it
     reads none."""
+    context_digest: str = ""
+    """`ContextHash.digest` of these keys as it was at training, in hex; "" in a version that reads none."""
     compression: dict[str, dict[str, float]] = {}
     """What each way to compress gave, by its name: size_bytes, latency_ms, ndcg_at_10 and so on."""
 

@@ -22,13 +22,21 @@ from safetensors import SafetensorError
 
 from serving.features import FEATURES_DIGEST
 from serving.ranker.errors import MAX_REASON_CHARS, RankerError, RankerRefusedError, RegistryError
+from serving.ranker.hashing import ContextHash
 from serving.ranker.inputs import INPUTS, RankerInputs
 from serving.ranker.probe import median_latency_ms
 from serving.ranker.providers import Wish
 from serving.ranker.ranker import Ranker
 from serving.ranker.session import RankerSession
 from serving.ranker.settings import Provider, RankerSettings
-from serving.registry.manifest import CONTENTS_FILE, GOLDEN_FILE, MODEL_FILE, VOCABULARY_FILE, Signature
+from serving.registry.manifest import (
+    CONTENTS_FILE,
+    GOLDEN_FILE,
+    MODEL_FILE,
+    VOCABULARY_FILE,
+    Manifest,
+    Signature,
+)
 from serving.registry.store import Registry, StoredVersion
 
 __all__ = ["RankerSlot", "SwapEvent", "load_verified"]
@@ -92,7 +100,7 @@ def load_verified(
     """
     try:
         stored = registry.fetch(version, expected_digest, _READ, _READ_WHERE_THERE)  # 1, 2
-        _check_context(stored.manifest.context_keys, tuple(context_keys))
+        _check_context(stored.manifest, tuple(context_keys))
         ranker = _load(stored, wish or Wish(provider))  # 3
         latency_ms = median_latency_ms(ranker)  # 4
         if latency_budget_ms is not None and latency_ms > latency_budget_ms:
@@ -147,12 +155,21 @@ def _load(stored: StoredVersion, wish: Wish) -> Ranker:
     )
 
 
-def _check_context(trained: tuple[str, ...], given: tuple[str, ...]) -> None:
+def _check_context(manifest: Manifest, given: tuple[str, ...]) -> None:
     """A version that reads no context is served under any keys."""
-    if trained and trained != given:
+    trained = manifest.context_keys
+    if not trained:
+        return
+    if trained != given:
         raise RankerError(
             f"trained on the context of {', '.join(trained)}, here it is of {', '.join(given) or 'no keys'} "
             "(ranker.context_keys): give workers and trainer the same keys, and train again",
+            "context",
+        )
+    if manifest.context_digest != (digest := ContextHash(given).digest.hex()):
+        raise RankerError(
+            f"trained on contexts hashed in another way ({manifest.context_digest or 'unknown'}, here "
+            f"{digest}): train again with this version of the code",
             "context",
         )
 

@@ -12,6 +12,7 @@ import safetensors.numpy
 
 from serving.features import FEATURES_DIGEST
 from serving.ranker.errors import RankerError
+from serving.ranker.hashing import ContextHash
 from serving.ranker.inputs import FEATURES
 from serving.ranker.ranker import Ranker
 from serving.ranker.session import RankerSession
@@ -163,6 +164,7 @@ def manifest_of(
         features_digest=FEATURES_DIGEST if is_fused else "",
         content=tuple(ContentInput(name=name, dim=dim) for name, dim in split.content),
         context_keys=split.context_keys,
+        context_digest=ContextHash(split.context_keys).digest.hex() if split.context_keys else "",
     )
 
 

@@ -272,7 +272,7 @@ def test_a_version_says_which_keys_it_reads_and_other_keys_leave_it_out(tmp_path
     assert first is not None
     assert first.published is not None, first.report.reasons
     manifest, digest = first.published.manifest, first.published.digest
-    assert manifest.context_keys == KEYS
+    assert (manifest.context_keys, manifest.context_digest) == (KEYS, HASHING.digest.hex())
     ranker = load_verified(registry, manifest.version, digest, "cpu", context_keys=KEYS)
     inputs = ranker.inputs_of([["i0"]] * 2, [ranker.vocabulary] * 2)
     inputs.context[:, -HASHED:] = HASHING.rows([{"device": "phone"}, {"device": "tv"}])

@@ -19,6 +19,7 @@ from serving.ranker.errors import (
     RankerRefusedError,
     RegistryError,
 )
+from serving.ranker.hashing import ContextHash
 from serving.ranker.inputs import CONTEXT
 from serving.ranker.settings import RankerSettings
 from serving.registry.manifest import (
@@ -262,7 +263,10 @@ def test_features_of_another_code_are_refused(tmp_path: Path) -> None:
 def test_a_version_that_reads_other_contexts_is_refused(tmp_path: Path) -> None:
     registry, published = publish_table(tmp_path, "v0", ITEMS, TABLE)
     files = registry.fetch("v0").files
-    manifest = msgspec.structs.replace(published.manifest, version="v1", context_keys=("device", "country"))
+    read = ("device", "country")
+    manifest = msgspec.structs.replace(
+        published.manifest, version="v1", context_keys=read, context_digest=ContextHash(read).digest.hex()
+    )
     made = registry.publish(manifest, files)
     for keys in ((), ("device",), ("country", "device")):
         with pytest.raises(RankerRefusedError, match=r"context of device, country, here it is of") as caught:
@@ -271,6 +275,10 @@ def test_a_version_that_reads_other_contexts_is_refused(tmp_path: Path) -> None:
     for keys in (("device", "country"), ("device",)):
         version, digest = ("v1", made.digest) if len(keys) == 2 else ("v0", published.digest)
         assert load_verified(registry, version, digest, "cpu", context_keys=keys).version == version
+    other = msgspec.structs.replace(manifest, version="v2", context_digest="0123456789abcdef")
+    with pytest.raises(RankerRefusedError, match=r"hashed in another way \(0123456789abcdef, here") as caught:
+        load_verified(registry, "v2", registry.publish(other, files).digest, "cpu", context_keys=read)
+    assert caught.value.kind == "context"
 
 
 def test_a_graph_of_another_width_is_refused(tmp_path: Path) -> None:

@@ -48,6 +48,10 @@ class ContextTable:
         return found
 
     def codes_from(self, other: ContextTable, codes: Int32) -> Int32:
-        """Codes in this table of `other`'s int32[n], without a row for each: n may be millions."""
-        used = np.unique(codes)
-        return self.codes_of(other.rows[used], len(used))[np.searchsorted(used, codes)]
+        """Codes in this table of `other`'s int32[n], in the order in which they come, without a row for each:
+        n may be millions."""
+        used, first = np.unique(codes, return_index=True)
+        met = used[np.argsort(first)]
+        found = np.zeros(len(other), dtype=np.int32)
+        found[met] = self.codes_of(other.rows[met], len(met))
+        return found[codes]

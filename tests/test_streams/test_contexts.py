@@ -190,6 +190,7 @@ def test_the_trainer_keeps_each_row_s_context_whatever_is_cut() -> None:
     assert kept.context_keys == KEYS
     assert np.array_equal(kept.contexts.rows[kept.column("context")], expected[[4, 1]])
     assert len(kept.contexts) == 3, "of rows that are left out nothing is kept"
+    assert kept.column("context").tolist() == [1, 2], "the digest of a training needs one order"
     silent = data.chosen(np.flatnonzero(data.column("context") == 0))
     assert not silent.column("context").any()
 

@@ -28,8 +28,9 @@ from serving.training.settings import ExamplesOf, TrainerSettings
 from serving.training.slow_path import run_slow_path
 from serving.training.train import train
 from serving.training.windows import cut_windows, fill
-from tests.test_serving.planted_cases import SETTINGS
+from tests.test_serving import planted_cases
 
+SETTINGS = msgspec.structs.replace(planted_cases.SETTINGS, max_cpu_seconds=600.0, max_seconds=600.0)
 KEYS = ("device",)
 DEVICES = ("phone", "tv", "tablet", "car")
 HASHING = ContextHash(KEYS)

@@ -62,10 +62,11 @@ NOTHING = -1.0
 
 
 class _Begun(msgspec.Struct, frozen=True):
-    """A training under way: the log up to this offset, exclusive, and the version it started from."""
+    """A training under way: the log up to this offset, exclusive, the version it started from, and why."""
 
     to_offset: int
     champion: str | None
+    why: str = ""
 
 
 class Trainer:
@@ -217,6 +218,7 @@ class Trainer:
         [(_, end)] = watermarks(self._settings, [self._key]).values()
         if begun.to_offset <= self._world.agree(end) and self._all_read_to(reader, begun.to_offset):
             log.info("continuing the training on the log up to offset %d", begun.to_offset)
+            self._why = begun.why if self._world.leads else ""
             self._train_by_schedule(begun)
 
     def _train_by_schedule(self, begun: _Begun | None = None) -> None:
@@ -255,7 +257,7 @@ class Trainer:
         self._schedule.began(self._log.seen)
         interactions = self._log.interactions()
         if self._world.leads:
-            write(self._begun, msgspec.json.encode(_Begun(self._log.offset + 1, champion)))
+            write(self._begun, msgspec.json.encode(_Begun(self._log.offset + 1, champion, self._why)))
         try:
             with catalogue_contents(self._settings, self._stop.is_set, self._world.agree) as contents:
                 outcome = run_slow_path(

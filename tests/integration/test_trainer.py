@@ -8,12 +8,14 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from serving.training.interaction_log import InteractionLog
 from serving.training.slow_path import Stage
 from streams.errors import FreshetError, SettingsError
 from streams.model_records import live_record, model_records
 from streams.settings import Settings
 from streams.synthetic import synthetic
 from streams.trainer import Trainer
+from streams.trainer_log import append_record
 from streams.trainer_start import first_offset
 from tests.integration.trainer_cases import T0, quick, records_of, write
 
@@ -54,8 +56,9 @@ def test_a_killed_training_is_continued_on_the_data_that_it_had(
         if "epoch 2" in stage.text:
             raise Killed
 
+    count = sum(append_record(InteractionLog(), record, n) for n, record in enumerate(first))
     with pytest.raises(Killed):
-        Trainer(own, kill).run_once()
+        Trainer(quick(settings, every_interactions=count), kill).run()
     assert live_record(model_records(own), "ranker") is None
     write(own, rest)
 
@@ -70,6 +73,7 @@ def test_a_killed_training_is_continued_on_the_data_that_it_had(
     assert live is not None
     assert live.trained_on is not None
     assert live.trained_on["to_offset"] == len(first) - 1
+    assert live.reason == f"trained on {count} new interactions (schedule.every_interactions={count})"
     assert f"continuing the training on the log up to offset {len(first)}" in caplog.text
     assert "epoch 1," not in caplog.text, "the training began anew"
     assert "epoch 3," in caplog.text

@@ -83,7 +83,7 @@ class ItemState:
             for model in self._models:
                 model.apply(batch, rows)
         else:
-            batch, rows = self.items.find(batch)
+            batch, rows = self.items.find(batch, self.introduced if self.has_introduced else None)
             self._hide_introduced(rows, rows.item[:0])
             for model in self._models:
                 model.correct(batch, rows)

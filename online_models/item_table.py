@@ -123,10 +123,15 @@ class ItemTable:
             self._take_in(rows.changes, batch.item_ids)
         return rows
 
-    def find(self, batch: LearningBatch) -> tuple[LearningBatch, BatchRows]:
+    def find(
+        self, batch: LearningBatch, unused: NDArray[np.bool_] | None = None
+    ) -> tuple[LearningBatch, BatchRows]:
         """The events of a batch whose items have rows, and the rows of their columns. Changes nothing: what
-        withdraws an interaction gives no item a row, and does not count as a use."""
+        withdraws an interaction gives no item a row, and does not count as a use. unused bool[rows]: rows
+        that count as none."""
         index = self.rows(batch.item_ids)
+        if unused is not None:
+            index[(index >= 0) & unused[index]] = UNKNOWN
         kept = batch.take(np.flatnonzero(index[batch.item] >= 0))
         return kept, self.look_up(kept, index)
 

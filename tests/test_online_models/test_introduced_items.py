@@ -10,16 +10,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from online_models import ItemState, LearningBatch, ModelSettings
+from online_models.learning_batch import UNPAIR, WITHDRAW
 from online_models.table_kernels import SPARE
 from tests.test_online_models.test_eviction import bounded, make_log
 
 NEW = [f"n{k}" for k in range(12)]
 Step = tuple[str, int]
-"""What happens at a place of a log: events up to there, or an item introduced, dismissed, forgotten."""
+"""What happens at a place of a log: events up to there, an item introduced, dismissed, forgotten, or some
+of the events before taken back."""
 
 steps = st.lists(
     st.tuples(st.just("events"), st.integers(1, 40))
-    | st.tuples(st.sampled_from(["introduce", "dismiss", "forget"]), st.integers(0, len(NEW) - 1)),
+    | st.tuples(
+        st.sampled_from(["introduce", "dismiss", "forget", "withdraw", "unpair"]),
+        st.integers(0, len(NEW) - 1),
+    ),
     max_size=30,
 )
 
@@ -29,6 +34,11 @@ def log_with_arrivals(seed: int, n: int = 400) -> LearningBatch:
     log = make_log(n, items=36, seed=seed)
     log.item_ids = [NEW[k // 3] if k % 3 == 0 else item_id for k, item_id in enumerate(log.item_ids)]
     return log
+
+
+def taken_back(batch: LearningBatch, what: str) -> LearningBatch:
+    batch.kind = WITHDRAW if what == "withdraw" else UNPAIR
+    return batch
 
 
 def followed(
@@ -48,6 +58,9 @@ def followed(
             while done < end:
                 state.apply(log.slice(done, min(done + cut, end)))
                 done = min(done + cut, end)
+        elif what in ("withdraw", "unpair"):
+            first = max(0, done - 5 * number - 5)
+            state.apply(taken_back(log.slice(first, min(first + 5, done)), what))
         elif what == "forget":
             state.forget_item(NEW[number])
         elif arrivals and what == "introduce":
@@ -121,6 +134,21 @@ def test_an_introduced_item_counts_nothing_until_it_is_used() -> None:
     assert not used.introduced.any()
     assert not used.dismiss("new"), "it has been used since"
     assert used.items.row("new") == row
+
+
+def test_what_is_taken_back_of_a_former_use_changes_nothing() -> None:
+    """An item that was used, forgotten and introduced again has no event that could be taken back."""
+    state, log = ItemState(bounded(500)), make_log(40, items=10)
+    state.apply(log)
+    assert state.forget_item("i3")
+    assert state.introduce(["i3"]) == 1
+    digest = state.digest()
+    mine = log.take(np.flatnonzero(log.item == 3))
+    assert len(mine) > 2
+    for what in ("unpair", "withdraw"):
+        state.apply(taken_back(mine, what))
+        assert state.digest() == digest
+    assert state.has_introduced
 
 
 def test_a_full_table_takes_none_and_gives_theirs_first() -> None:

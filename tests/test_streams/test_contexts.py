@@ -10,19 +10,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from online_models.learning_batch import LearningBatch
+from online_models.learning_batch import LEARN, LearningBatch
 from serving.ranker.hashing import ContextHash
 from serving.ranker.inputs import HASHED
 from streams.errors import LearningLogError
 from streams.events import Request
-from streams.learning_log import LEARN, LogRecord, decode_record, learning_batches
+from streams.learning_log import LogRecord, decode_record, learning_batches
 from streams.log_columns import DIGEST_BYTES, packed_contexts, unpacked_contexts
 from streams.trainer_log import TrainingLog, append_record
 from streams.validation import AcceptedRequest
 from tests.test_streams.user_model import T0, Ev, Worker, settings_of
 
 KEYS = ("device", "volume")
-SAID = ({"device": "phone", "volume": 3}, {"device": "tv"}, {"page": "home"}, None)
+Said = dict[str, str | float | bool] | None
+SAID: tuple[Said, ...] = ({"device": "phone", "volume": 3}, {"device": "tv"}, {"page": "home"}, None)
 DIGEST = ContextHash(KEYS).digest
 
 halves = st.integers(-4, 4).map(lambda n: n / 2)
@@ -61,7 +62,7 @@ def worker_of(keys: tuple[str, ...] = KEYS) -> Worker:
 
 
 def events() -> list[Ev]:
-    said = [*SAID, {"device": "tablet"}]
+    said: list[Said] = [*SAID, {"device": "tablet"}]
     return [Ev(f"u{n}", f"e{n}", n, f"i{n}", context=one) for n, one in enumerate(said)]
 
 
@@ -92,7 +93,7 @@ def test_the_log_carries_the_hashed_context_of_accepted_events() -> None:
     silent.context = None
     assert np.array_equal(LearningBatch.concat([silent, batch]).context, [*0 * expected[:2], *expected])  # type: ignore[arg-type]
     assert LearningBatch.concat([silent, silent]).context is None
-    batch.context = expected.astype(np.float64)  # type: ignore[assignment]
+    batch.context = expected.astype(np.float64)
     with pytest.raises(ValueError, match="context: float64"):
         batch.validate()
 
@@ -130,7 +131,7 @@ def test_the_reader_takes_the_context_as_the_validator_does() -> None:
     """Escapes, other fields of that name, and records that the compiled reader leaves to the validator."""
     worker = worker_of()
     plain: dict[str, Any] = {"user_id": "u", "event_type": "good", "item_id": "i", "timestamp": T0}
-    said = {"device": 'phöne "x"', "volume": -0.5}
+    said: Said = {"device": 'phöne "x"', "volume": -0.5}
     texts = [
         json.dumps({**plain, "event_id": "a", "context": said}),
         json.dumps({**plain, "event_id": "b", "context": said}, ensure_ascii=False),
@@ -153,7 +154,7 @@ def test_lists_upon_events_and_requests_have_their_own_context() -> None:
     worker = Serving(settings_of(ranker={"context_keys": list(KEYS)}))
     worker.learn([Ev(f"w{n}", f"x{n}", n, f"i{n}") for n in range(6)])
     worker.pipeline.served.clear()  # type: ignore[attr-defined]
-    asked = [
+    asked: list[tuple[str | None, list[str] | None, Said]] = [
         ("u0", None, {"device": "phone"}),
         (None, ["i0", "i1"], {"device": "tv", "volume": 2}),
         ("u1", None, None),

@@ -105,7 +105,8 @@ class ContentVectors:
 
     def has(self, item_ids: Iterable[str]) -> npt.NDArray[np.bool_]:
         """bool[n]: whether items have content of any kind."""
-        return self._table[self.rows_of(item_ids), self._starts[-1] :].any(axis=1)
+        has: npt.NDArray[np.bool_] = np.any(self._table[self.rows_of(item_ids), self._starts[-1] :], axis=1)
+        return has
 
     def newest_first(self) -> Iterator[str]:
         """Items with a row, the newest entry first."""

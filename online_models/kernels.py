@@ -270,14 +270,13 @@ def _drop_from_top(top: Ints, position_of: Ints, state: Longs, row: int) -> bool
 
 
 @kernel
-def rebuild_top(
-    values: Doubles, above: float, given: Longs, rows: int, top: Ints, position_of: Ints, state: Longs
-) -> None:
-    """Make the list anew of the rows that have an item and a value above `above`: one pass over them all."""
+def rebuild_top(values: Doubles, rows: int, top: Ints, position_of: Ints, state: Longs) -> None:
+    """Make the list anew of the rows whose value is not 0: one pass over them all. (The item table can't be
+    asked which rows have items: it stands at the end of the batch already.)"""
     scores, size, found = np.empty(top.shape[0], dtype=np.float64), 0, 0
     position_of[:rows] = -1
     for row in range(rows):
-        if given[row] != FREED and values[row] > above:
+        if values[row] != 0.0:
             found += 1
             size = _push(scores, top, size, values[row], row)
     _sort_best_first(scores, top, size)
@@ -303,18 +302,18 @@ def _lower_in_top(values: Doubles, top: Ints, position_of: Ints, state: Longs, r
 
 @kernel
 def _rebuild_short(
-    short: bool, short_plain: bool, given: Longs, decayed: Doubles, plain: Doubles, counters: Longs,
+    short: bool, short_plain: bool, decayed: Doubles, plain: Doubles, counters: Longs,
     top: Ints, top_position: Ints, top_plain: Ints, top_plain_position: Ints,
 ) -> None:  # fmt: skip
     if short:
-        rebuild_top(decayed, -np.inf, given, counters[0], top, top_position, counters[1:3])
+        rebuild_top(decayed, counters[0], top, top_position, counters[1:3])
     if short_plain:
-        rebuild_top(plain, 0.0, given, counters[0], top_plain, top_plain_position, counters[3:5])
+        rebuild_top(plain, counters[0], top_plain, top_plain_position, counters[3:5])
 
 
 @kernel
 def popularity_learn(
-    first: int, changes: Ints, changed: int, given: Longs, item: Ints, weight: Floats, time_ms: Longs,
+    first: int, changes: Ints, changed: int, item: Ints, weight: Floats, time_ms: Longs,
     half_life_ms: float, decayed: Doubles, plain: Doubles, clock: Longs, counters: Longs,
     top: Ints, top_position: Ints, top_plain: Ints, top_plain_position: Ints,
 ) -> tuple[int, int]:  # fmt: skip
@@ -346,7 +345,7 @@ def popularity_learn(
             short |= _lower_in_top(decayed, top, top_position, state, row)
         if short or short_plain:
             _rebuild_short(
-                short, short_plain, given, decayed, plain, counters,
+                short, short_plain, decayed, plain, counters,
                 top, top_position, top_plain, top_plain_position,
             )  # fmt: skip
     return item.shape[0], changed
@@ -354,7 +353,7 @@ def popularity_learn(
 
 @kernel
 def popularity_unlearn(
-    given: Longs, item: Ints, weight: Floats, time_ms: Longs, half_life_ms: float, decayed: Doubles,
+    item: Ints, weight: Floats, time_ms: Longs, half_life_ms: float, decayed: Doubles,
     plain: Doubles, clock: Longs, counters: Longs,
     top: Ints, top_position: Ints, top_plain: Ints, top_plain_position: Ints,
 ) -> None:  # fmt: skip
@@ -374,14 +373,14 @@ def popularity_unlearn(
         else:
             _raise_in_top(decayed, top, top_position, state, row)
         _rebuild_short(
-            short, short_plain, given, decayed, plain, counters,
+            short, short_plain, decayed, plain, counters,
             top, top_position, top_plain, top_plain_position,
         )  # fmt: skip
 
 
 @kernel
 def popularity_forget(
-    rows: Ints, given: Longs, decayed: Doubles, plain: Doubles, counters: Longs,
+    rows: Ints, decayed: Doubles, plain: Doubles, counters: Longs,
     top: Ints, top_position: Ints, top_plain: Ints, top_plain_position: Ints,
 ) -> None:  # fmt: skip
     """Forget rows whose items are gone."""
@@ -392,7 +391,7 @@ def popularity_forget(
         short |= _drop_from_top(top, top_position, counters[1:3], row)
         short_plain |= _drop_from_top(top_plain, top_plain_position, counters[3:5], row)
     _rebuild_short(
-        short, short_plain, given, decayed, plain, counters, top, top_position, top_plain, top_plain_position
+        short, short_plain, decayed, plain, counters, top, top_position, top_plain, top_plain_position
     )
 
 

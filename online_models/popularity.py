@@ -57,7 +57,7 @@ class DecayedPopularity(OnlineRanker):
         while event < n:
             self._rescale(int(batch.time_ms[event]))
             event, changed = kernels.popularity_learn(
-                event, rows.changes, changed, self.items.given, rows.item, batch.weight, batch.time_ms,
+                event, rows.changes, changed, rows.item, batch.weight, batch.time_ms,
                 self.half_life_s * 1000.0, self._decayed, self._plain, self._clock, self._counters,
                 self._top, self._top_position, self._top_plain, self._top_plain_position,
             )  # fmt: skip
@@ -65,7 +65,7 @@ class DecayedPopularity(OnlineRanker):
     def unlearn(self, batch: LearningBatch, rows: BatchRows) -> None:
         self._reserve(len(self.items))
         kernels.popularity_unlearn(
-            self.items.given, rows.item, batch.weight, batch.time_ms, self.half_life_s * 1000.0,
+            rows.item, batch.weight, batch.time_ms, self.half_life_s * 1000.0,
             self._decayed, self._plain, self._clock, self._counters,
             self._top, self._top_position, self._top_plain, self._top_plain_position,
         )  # fmt: skip
@@ -77,7 +77,7 @@ class DecayedPopularity(OnlineRanker):
     def forget_rows(self, rows: NDArray[np.int32]) -> None:
         self._reserve(len(self.items))
         kernels.popularity_forget(
-            rows, self.items.given, self._decayed, self._plain, self._counters,
+            rows, self._decayed, self._plain, self._counters,
             self._top, self._top_position, self._top_plain, self._top_plain_position,
         )  # fmt: skip
 
@@ -168,7 +168,7 @@ class DecayedPopularity(OnlineRanker):
         self._decayed[:seen] *= 2.0**-halvings
         self._clock[0] += round(halvings * self.half_life_s * 1000.0)
         kernels.rebuild_top(  # scores that faded to 0 are equal now, and equals go by row
-            self._decayed, -np.inf, self.items.given, seen, self._top, self._top_position, self._counters[1:3]
+            self._decayed, seen, self._top, self._top_position, self._counters[1:3]
         )
 
 

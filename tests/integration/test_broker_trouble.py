@@ -50,15 +50,9 @@ from streams.transaction import OutputRecord, Transactions, fence
 from tests.conftest import settings_for
 from tests.integration.auditor import assert_exactly_once
 from tests.integration.tuned_broker import TunedBroker, deployed, tuned_broker
-from tests.integration.worker_process import PATIENCE_S, Deployment, deployment, stream_of
+from tests.integration.worker_process import PATIENCE_S, Deployment, stream_of
 
 SMALL = {"WORKER__MAX_BATCH": "20"}
-
-
-@pytest.fixture
-def fleet(settings: Settings, freshet_env: dict[str, str], tmp_path: Path) -> Iterator[Deployment]:
-    with deployment(settings, freshet_env, tmp_path) as made:
-        yield made
 
 
 def _free_port() -> int:

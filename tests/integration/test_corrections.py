@@ -4,28 +4,18 @@ alike."""
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
 from pathlib import Path
-
-import pytest
 
 from online_models.learning_batch import UNCOUNT, WITHDRAW
 from streams.dumps import dump_log
 from streams.forget import forget
 from streams.learning_log import FORGET_ITEM, FORGET_USER, decode_record
-from streams.settings import Settings
 from tests.chaos.records import read_topic
 from tests.integration.auditor import assert_exactly_once, read_run, replayed_digests
 from tests.integration.test_worker_crashes import SMALL, snapshots
-from tests.integration.worker_process import PATIENCE_S, START_MS, Deployment, Input, deployment, event
+from tests.integration.worker_process import PATIENCE_S, START_MS, Deployment, Input, event
 
 USERS, GONE = 12, "user-3"
-
-
-@pytest.fixture
-def fleet(settings: Settings, freshet_env: dict[str, str], tmp_path: Path) -> Iterator[Deployment]:
-    with deployment(settings, freshet_env, tmp_path) as made:
-        yield made
 
 
 def _stream(n: int, seed: int) -> list[Input]:

@@ -24,7 +24,6 @@ from tests.integration.worker_process import (
     START_MS,
     Deployment,
     Input,
-    deployment,
     event,
     stream_of,
 )
@@ -36,12 +35,6 @@ VOCABULARY = [f"item-{n}" for n in range(ITEMS)]
 BACKLOG = 400
 """Events that are always waiting: the worker is never idle."""
 FLAT_BYTES = 48 << 20
-
-
-@pytest.fixture
-def fleet(settings: Settings, freshet_env: dict[str, str], tmp_path: Path) -> Iterator[Deployment]:
-    with deployment(settings, freshet_env, tmp_path) as made:
-        yield made
 
 
 def walks(users: int) -> Iterator[list[Input]]:

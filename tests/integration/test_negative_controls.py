@@ -9,12 +9,10 @@ from __future__ import annotations
 
 import dataclasses
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from streams.settings import Settings
 from tests.chaos.controls.crash import CRASH_AT
 from tests.chaos.drain import output_ends
 from tests.chaos.ownership import superseded
@@ -22,15 +20,9 @@ from tests.chaos.process import CommandProcess
 from tests.chaos.records import Commit, Finding
 from tests.chaos.witness import WATCHED, Witness
 from tests.integration.auditor import Run, assert_exactly_once, count, findings, read_run, violations
-from tests.integration.worker_process import Deployment, deployment, stream_of
+from tests.integration.worker_process import Deployment, stream_of
 
 SMALL_BATCHES = "20"
-
-
-@pytest.fixture
-def fleet(settings: Settings, freshet_env: dict[str, str], tmp_path: Path) -> Iterator[Deployment]:
-    with deployment(settings, freshet_env, tmp_path) as made:
-        yield made
 
 
 @pytest.fixture

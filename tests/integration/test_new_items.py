@@ -5,30 +5,22 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
 import numpy as np
-import pytest
 
 from streams.events import RecommendedItem
 from streams.log_kinds import FORGET_ITEM, INTRODUCE
-from streams.settings import Settings
 from tests.integration.auditor import Run, assert_exactly_once, replayed_digests
 from tests.integration.test_worker_crashes import snapshots
-from tests.integration.worker_process import PATIENCE_S, START_MS, Deployment, Input, Tail, deployment, event
+from tests.integration.worker_process import PATIENCE_S, START_MS, Deployment, Input, Tail, event
 from tests.test_serving.content_cases import word_encoder
 
 TEA, NAILS = [1.0, 0.0], [0.0, 1.0]
 WORD_VECTORS = np.array([[0, 0], [0, 0], TEA, TEA, NAILS], dtype=np.float32)
 """Of `content_cases.WORDS`: padding, unknown, tea, milk, nails."""
-
-
-@pytest.fixture
-def fleet(settings: Settings, freshet_env: dict[str, str], tmp_path: Path) -> Iterator[Deployment]:
-    with deployment(settings, freshet_env, tmp_path) as made:
-        yield made
 
 
 def _item(item_id: str, title: str) -> Input:

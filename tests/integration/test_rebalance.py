@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 import re
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -29,7 +28,6 @@ from tests.integration.worker_process import (
     Deployment,
     Input,
     WorkerProcess,
-    deployment,
     event,
     stream_of,
 )
@@ -37,12 +35,6 @@ from tests.integration.worker_process import (
 SMALL = {"WORKER__MAX_BATCH": "20"}
 SESSION_S = 6.0
 """worker_process.FAST: the shortest that a broker takes by default."""
-
-
-@pytest.fixture
-def fleet(settings: Settings, freshet_env: dict[str, str], tmp_path: Path) -> Iterator[Deployment]:
-    with deployment(settings, freshet_env, tmp_path) as made:
-        yield made
 
 
 def _one_each(name: str, partitions: int = 4) -> list[Input]:

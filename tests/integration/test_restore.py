@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -28,15 +27,8 @@ from tests.integration.worker_process import (
     Deployment,
     Input,
     WorkerProcess,
-    deployment,
     stream_of,
 )
-
-
-@pytest.fixture
-def fleet(settings: Settings, freshet_env: dict[str, str], tmp_path: Path) -> Iterator[Deployment]:
-    with deployment(settings, freshet_env, tmp_path) as made:
-        yield made
 
 
 def _served(fleet: Deployment, n: int, seed: int, **env: str) -> list[Input]:

@@ -101,6 +101,14 @@ def live(settings: Settings) -> ModelRecord | None:
     return live_record(model_records(settings), "ranker")
 
 
+def only_version(settings: Settings) -> ModelRecord:
+    """The live version, and the registry holds no other."""
+    found = live(settings)
+    assert found is not None
+    assert open_registry(settings).list() == [found.version]
+    return found
+
+
 def checkpoint_of(tmp_path: Path) -> Numbers | None:
     """Of the one training that is under way, or was killed."""
     for file in (tmp_path / "home" / "training").rglob("*.safetensors"):
@@ -147,9 +155,7 @@ def test_two_processes_follow_the_log_train_once_and_end_together(
         trainer.end()
     assert log.read_text().count(f"trainer stopped after {20 * CHAIN_USERS} interactions") == 2
     assert "SIGKILL" not in log.read_text(), "torchrun had to kill one"
-    found = live(settings)
-    assert found is not None
-    assert open_registry(settings).list() == [found.version]
+    found = only_version(settings)
     assert found.trained_on["to_offset"] == len(records) - 1
     assert found.reason is not None
     assert found.reason.startswith(f"trained on {20 * CHAIN_USERS} new interactions")
@@ -165,9 +171,7 @@ def test_two_processes_train_once_and_end(
     log = tmp_path / "log"
     with running((*TORCHRUN, "--once", "--json"), environ, log) as trainer:
         assert trainer.process.wait(WAIT_S) == 0, trainer.text()
-    found = live(settings)
-    assert found is not None
-    assert open_registry(settings).list() == [found.version]
+    found = only_version(settings)
     assert log.read_text().count(f'"version": "{found.version}"') == 1
 
 

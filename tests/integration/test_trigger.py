@@ -2,23 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
-
 import msgspec
-import pytest
 
 from streams.dumps import dump_state
 from streams.events import Recommendation
-from streams.settings import Settings
 from tests.chaos.records import read_topic
-from tests.integration.worker_process import Deployment, Input, deployment, stream_of
-
-
-@pytest.fixture
-def fleet(settings: Settings, freshet_env: dict[str, str], tmp_path: Path) -> Iterator[Deployment]:
-    with deployment(settings, freshet_env, tmp_path) as made:
-        yield made
+from tests.integration.worker_process import Deployment, Input, stream_of
 
 
 def lists(fleet: Deployment) -> list[Recommendation]:

@@ -4,26 +4,16 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import jsonschema
-import pytest
 
 from streams.schemas import record_schema
-from streams.settings import Settings
 from tests.integration.auditor import Run, assert_exactly_once, lists_of, read_run
-from tests.integration.worker_process import START_MS, Deployment, Input, deployment, event, stream_of
+from tests.integration.worker_process import START_MS, Deployment, Input, event, stream_of
 from tests.test_streams.hostile_corpus import hostile_records
 
 DAY_MS = 86_400_000
-
-
-@pytest.fixture
-def fleet(settings: Settings, freshet_env: dict[str, str], tmp_path: Path) -> Iterator[Deployment]:
-    with deployment(settings, freshet_env, tmp_path) as made:
-        yield made
 
 
 def _item(item_id: str, **fields: Any) -> Input:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import copy
 import random
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,18 +14,11 @@ import pytest
 
 from online_models.item_state import ItemState, ModelSettings
 from streams.clients import make_producer, producer_config
-from streams.settings import Settings
 from tests.integration.auditor import Run, assert_exactly_once, read_run, replayed_digests, violations
-from tests.integration.worker_process import Deployment, Input, WorkerProcess, deployment, stream_of
+from tests.integration.worker_process import Deployment, Input, WorkerProcess, stream_of
 
 SMALL = {"WORKER__MAX_BATCH": "20"}
 """Many transactions, so that a kill falls into one."""
-
-
-@pytest.fixture
-def fleet(settings: Settings, freshet_env: dict[str, str], tmp_path: Path) -> Iterator[Deployment]:
-    with deployment(settings, freshet_env, tmp_path) as made:
-        yield made
 
 
 def _kill_along(fleet: Deployment, n: int, kills: int, seed: int, worker_id: str | None) -> None:

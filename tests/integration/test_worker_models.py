@@ -3,27 +3,19 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from itertools import groupby
 from pathlib import Path
 
 import msgspec
-import pytest
 
 from serving.registry.manifest import MODEL_FILE
 from serving.registry.store import Published
 from streams.events import ModelRecord, Recommendation
-from streams.settings import Settings
 from tests.integration.auditor import assert_exactly_once, lists_of, replayed_digests
 from tests.integration.test_worker_crashes import snapshots
-from tests.integration.worker_process import Deployment, Input, Tail, deployment, stream_of
+from tests.integration.worker_process import Deployment, Input, Tail, stream_of
 from tests.test_serving.version_cases import publish_table, successor_table
-
-
-@pytest.fixture
-def fleet(settings: Settings, freshet_env: dict[str, str], tmp_path: Path) -> Iterator[Deployment]:
-    with deployment(settings, freshet_env, tmp_path) as made:
-        yield made
 
 
 def test_a_restart_from_snapshot_and_tail_gives_the_same_state(fleet: Deployment) -> None:

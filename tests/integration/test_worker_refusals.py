@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import time
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
@@ -24,16 +23,9 @@ from tests.integration.worker_process import (
     START_MS,
     Deployment,
     Input,
-    deployment,
     event,
     stream_of,
 )
-
-
-@pytest.fixture
-def fleet(settings: Settings, freshet_env: dict[str, str], tmp_path: Path) -> Iterator[Deployment]:
-    with deployment(settings, freshet_env, tmp_path) as made:
-        yield made
 
 
 def _reason(record: Record) -> str:

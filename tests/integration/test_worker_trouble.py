@@ -4,23 +4,16 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from streams.broker import BrokerInfo
 from streams.dumps import dump_state
-from streams.settings import Settings
 from streams.topic_admin import create_topics
 from tests.conftest import settings_for
 from tests.integration.worker_process import PATIENCE_S, Deployment, Input, deployment, stream_of
-
-
-@pytest.fixture
-def fleet(settings: Settings, freshet_env: dict[str, str], tmp_path: Path) -> Iterator[Deployment]:
-    with deployment(settings, freshet_env, tmp_path) as made:
-        yield made
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from serving.registry.manifest import MODEL_FILE
+from serving.registry.store import Published
 from streams import replica as module
 from streams.model_records import announce, model_records
 from streams.replica import Replica
@@ -28,6 +29,14 @@ def replica(settings: Settings) -> Iterator[Replica]:
     made.close()
 
 
+def published(folder: Path) -> list[Published]:
+    """`v1` and `v2`, of other scores each."""
+    return [
+        publish_table(folder, version, ITEMS, successor_table(20, number))[1]
+        for number, version in enumerate(("v1", "v2"), start=1)
+    ]
+
+
 def follow_until(replica: Replica, reached: Callable[[], bool]) -> None:
     deadline = time.monotonic() + 120
     while not reached():
@@ -39,10 +48,7 @@ def follow_until(replica: Replica, reached: Callable[[], bool]) -> None:
 def test_what_was_refused_counts_until_it_is_asked_for_again(settings: Settings, replica: Replica) -> None:
     """A version that was mended is not taken back for what was found before, by an owner to come."""
     folder = Path(settings.registry.url)
-    first, second = (
-        publish_table(folder, version, ITEMS, successor_table(20, number))[1]
-        for number, version in enumerate(("v1", "v2"), start=1)
-    )
+    first, second = published(folder)
     model = folder / "ranker" / "v2" / MODEL_FILE
     whole = model.read_bytes()
     model.write_bytes(whole[:-1])
@@ -63,10 +69,7 @@ def test_what_was_refused_counts_until_it_is_asked_for_again(settings: Settings,
 
 def test_what_is_lacking_is_said_until_a_version_serves(settings: Settings, replica: Replica) -> None:
     folder = Path(settings.registry.url)
-    first, second = (
-        publish_table(folder, version, ITEMS, successor_table(20, number))[1]
-        for number, version in enumerate(("v1", "v2"), start=1)
-    )
+    first, second = published(folder)
     model = folder / "ranker" / "v1" / MODEL_FILE
     whole = model.read_bytes()
     model.write_bytes(whole[:-1])
@@ -132,10 +135,7 @@ def test_a_store_that_did_not_answer_is_asked_again(
 ) -> None:
     monkeypatch.setattr(module, "RETRY_S", 0.3)
     folder = Path(settings.registry.url)
-    first, second = (
-        publish_table(folder, version, ITEMS, successor_table(20, number))[1]
-        for number, version in enumerate(("v1", "v2"), start=1)
-    )
+    first, second = published(folder)
     folder.rename(folder.with_name("away"))
     announce(settings, record("v1", digest=first.digest))
     announce(settings, record("v2", "shadow", digest=second.digest))
